@@ -1,0 +1,99 @@
+"""headrace: distributed batch inference over Redis Streams.
+
+This package is the contract and the light client. It needs redis, msgpack and pydantic; importing it pulls
+in neither ray nor torch. A first job::
+
+    from headrace import Client, Job
+
+    with Client() as client:
+        result = client.run(Job(model="minilm", input="water flows downhill"), timeout_s=10)
+        print(result.unwrap().tolist()[:4])
+"""
+
+from headrace._version import __version__
+from headrace.aio import AsyncClient
+from headrace.client import Client
+from headrace.errors import (
+    ArtifactError,
+    ArtifactTamperedError,
+    ConfigError,
+    DecodeError,
+    EngineFailedError,
+    FailureCode,
+    HeadraceError,
+    InvalidInputError,
+    InvalidJobError,
+    JobCancelledError,
+    JobDeadError,
+    JobExpiredError,
+    JobFailedError,
+    ModelLoadError,
+    QueueFullError,
+    RedisError,
+    RedisFullError,
+    RedisSetupError,
+    RedisUnavailableError,
+    ResultGoneError,
+    ResultTimeoutError,
+    SubmitRefusedError,
+    TenantQueueFullError,
+    UnknownModelError,
+    UnsupportedVersionError,
+    WireError,
+)
+from headrace.messages import (
+    Failure,
+    Job,
+    JobState,
+    JobStatus,
+    Receipt,
+    Result,
+    Status,
+    SubmitOutcome,
+    Tensor,
+)
+from headrace.scripts import Audit
+from headrace.settings import ClientSettings
+
+__all__ = [
+    "ArtifactError",
+    "ArtifactTamperedError",
+    "AsyncClient",
+    "Audit",
+    "Client",
+    "ClientSettings",
+    "ConfigError",
+    "DecodeError",
+    "EngineFailedError",
+    "Failure",
+    "FailureCode",
+    "HeadraceError",
+    "InvalidInputError",
+    "InvalidJobError",
+    "Job",
+    "JobCancelledError",
+    "JobDeadError",
+    "JobExpiredError",
+    "JobFailedError",
+    "JobState",
+    "JobStatus",
+    "ModelLoadError",
+    "QueueFullError",
+    "Receipt",
+    "RedisError",
+    "RedisFullError",
+    "RedisSetupError",
+    "RedisUnavailableError",
+    "Result",
+    "ResultGoneError",
+    "ResultTimeoutError",
+    "Status",
+    "SubmitOutcome",
+    "SubmitRefusedError",
+    "TenantQueueFullError",
+    "Tensor",
+    "UnknownModelError",
+    "UnsupportedVersionError",
+    "WireError",
+    "__version__",
+]

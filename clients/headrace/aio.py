@@ -1,0 +1,422 @@
+"""The asynchronous client: hand jobs over, get answers back."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from functools import partial
+from itertools import islice
+from types import TracebackType
+from typing import Any, Final, Self
+
+from redis.asyncio import Redis
+
+from headrace import scripts
+from headrace.connection import commands, execute, redacted, resolve_url, translated
+from headrace.errors import (
+    QueueFullError,
+    ResultGoneError,
+    ResultTimeoutError,
+    TenantQueueFullError,
+    UnknownModelError,
+)
+from headrace.ids import new_inbox, new_token
+from headrace.inbox import Deliver, Demultiplexer
+from headrace.keys import GROUP, keys_of
+from headrace.messages.inbox import InboxEntry
+from headrace.messages.job import PRIORITIES, Job, Receipt, SubmitOutcome
+from headrace.messages.payload import pack_payload
+from headrace.messages.record import Record
+from headrace.messages.result import JobState, JobStatus, Result
+from headrace.reader import InboxReader, entries_after
+from headrace.registry import registered_models
+from headrace.scripts import Audit
+from headrace.settings import ClientSettings
+from headrace.window import Window
+
+__all__ = ["AsyncClient"]
+
+_RETRY_AFTER_S: Final = 1.0
+_LONGEST_POLL_S: Final = 0.5
+_FORGET_AT: Final = 256
+_FORGET_AFTER_S: Final = 0.25
+
+
+class AsyncClient:
+    """A producer and consumer of jobs. One per process is enough: all waiters share its readers.
+
+    Use it as an asynchronous context manager, or call `aclose`.
+
+    Args:
+        url: the Redis server; None asks the environment (`headrace.connection.resolve_url`).
+        settings: time-outs and retention.
+
+    Every call may raise `RedisUnavailableError`, `RedisFullError` or `RedisSetupError`. Repeating the call
+    is safe then: a job is known by its id, and no id is run twice.
+    """
+
+    def __init__(self, url: str | None = None, *, settings: ClientSettings | None = None) -> None:
+        self.url = resolve_url(url)
+        self.settings = settings or ClientSettings()
+        self.inbox = new_inbox()
+        self._redis = commands(self.url, timeout_s=self.settings.command_timeout_s, retries=self.settings.retries)
+        self._readers: dict[str, InboxReader] = {}
+        self._answers: dict[str, Demultiplexer] = {}
+        self._consumed: dict[str, list[str]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._forgetter: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({redacted(self.url)!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop reading, delete what was consumed and close the connections. Jobs go on."""
+        for reader in self._readers.values():
+            await reader.close()
+        self._readers.clear()
+        self._forget()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._redis.aclose()
+
+    # -- handing over ---------------------------------------------------------------------------------
+
+    async def submit(self, job: Job) -> Receipt:
+        """Hand one job over. When this returns, the job is Redis's to keep and the service's to finish.
+
+        Raises:
+            InvalidJobError: it is too large, or not Unicode.
+            UnknownModelError, QueueFullError, TenantQueueFullError: it was refused.
+        """
+        return (await self.submit_many([job]))[0]
+
+    async def submit_many(self, jobs: Iterable[Job]) -> list[Receipt]:
+        """Hand jobs over, many with each call to the server; receipts come in the order of the jobs.
+
+        Raises:
+            InvalidJobError: one of them is; none was sent.
+            SubmitRefusedError: of the kind of the first refusal, after all others were handed over;
+                its `receipts` tells the fate of each job.
+        """
+        receipts = await self._hand_over(list(jobs))
+        raise_refusals(receipts)
+        return receipts
+
+    async def submit_patiently(self, jobs: Sequence[Job]) -> list[Receipt]:
+        """As `submit_many`, but wait, with jitter, for as long as lanes or tenants are full.
+
+        Raises:
+            InvalidJobError, UnknownModelError.
+        """
+        receipts = await self._hand_over(jobs)
+        pause_s = 0.05
+        while refused := [n for n, receipt in enumerate(receipts) if not receipt.accepted]:
+            raise_refusals([receipt for receipt in receipts if receipt.outcome is SubmitOutcome.UNKNOWN_MODEL])
+            await asyncio.sleep(random.uniform(0.5, 1.5) * pause_s)
+            pause_s = min(_RETRY_AFTER_S, 2 * pause_s)
+            for n, receipt in zip(refused, await self._hand_over([jobs[n] for n in refused]), strict=True):
+                receipts[n] = receipt
+        return receipts
+
+    async def _hand_over(self, jobs: Sequence[Job]) -> list[Receipt]:
+        """Submit jobs and report the outcome of each, refusals included."""
+        payloads = [pack_payload(job) for job in jobs]
+        receipts: dict[int, Receipt] = {}
+        for (model, priority, inbox, tenant), places in self._calls(jobs):
+            envelopes = [
+                (jobs[n].id, round((jobs[n].deadline_s or 0) * 1000), jobs[n].traceparent or "-", payloads[n])
+                for n in places
+            ]
+            opened = self._open(model, [jobs[n].id for n in places]) if inbox == self.inbox else set()
+            outcomes = await scripts.submit(
+                self._redis,
+                model,
+                envelopes,
+                priority=PRIORITIES.index(priority),
+                token=new_token(),
+                inbox=inbox,
+                tenant=tenant,
+            )
+            for n, outcome in zip(places, outcomes, strict=True):
+                receipts[n] = Receipt(model, jobs[n].id, inbox, outcome)
+                if outcome is not SubmitOutcome.ACCEPTED and jobs[n].id in opened:
+                    self._demultiplexer(model).withdraw(jobs[n].id)
+        return [receipts[n] for n in range(len(jobs))]
+
+    def _calls(self, jobs: Sequence[Job]) -> Iterable[tuple[tuple[str, str, str, str], list[int]]]:
+        """Places of jobs that may share one script call."""
+        groups: dict[tuple[str, str, str, str], list[int]] = {}
+        for place, job in enumerate(jobs):
+            groups.setdefault((job.model, job.priority, job.inbox or self.inbox, job.tenant), []).append(place)
+        for key, places in groups.items():
+            for start in range(0, len(places), scripts.MAX_JOBS):
+                yield key, places[start : start + scripts.MAX_JOBS]
+
+    def _open(self, model: str, job_ids: Iterable[str]) -> set[str]:
+        """Expect answers, before the jobs can be answered; returns those that were not expected before."""
+        demultiplexer = self._demultiplexer(model)
+        return {job_id for job_id in job_ids if demultiplexer.open(job_id)}
+
+    # -- waiting for answers ----------------------------------------------------------------------------
+
+    async def run(self, job: Job, *, timeout_s: float | None = None) -> Result:
+        """Hand a job over and wait for its answer. Raises what `submit` and `result` raise."""
+        return await self.result(await self.submit(job), timeout_s=timeout_s)
+
+    async def result(self, job: Receipt | str, *, model: str | None = None, timeout_s: float | None = None) -> Result:
+        """The terminal entry of a job, given by its receipt, or by its id with `model`; `unwrap` it.
+
+        What this client submitted to its own inbox is waited for without polling; for other jobs their
+        record is asked now and then.
+
+        Raises:
+            ResultTimeoutError: not within `timeout_s`. The job goes on; ask again.
+            ResultGoneError: the answer was consumed or its retention is over, or there is no such job.
+        """
+        if isinstance(job, Receipt):
+            model, job = job.model, job.id
+        if model is None:
+            raise TypeError("a job given by its id needs model=")
+        try:
+            async with asyncio.timeout(timeout_s):
+                entry = await self._own_entry(model, job) or await self._recorded_entry(model, job)
+        except TimeoutError:
+            raise ResultTimeoutError(f"job {job} of {model} has no answer after {timeout_s} s") from None
+        result = entry.to_result(model)
+        self.consumed(model, entry)
+        return result
+
+    async def _own_entry(self, model: str, job_id: str) -> InboxEntry | None:
+        """The terminal entry from this client's own inbox, or None if none is pending there."""
+        demultiplexer = self._demultiplexer(model)
+        if (entry_id := demultiplexer.take_arrived(job_id)) is not None:
+            return await self._fetch(model, job_id, self.inbox, entry_id)
+        future: asyncio.Future[InboxEntry] = asyncio.get_running_loop().create_future()
+        deliver = partial(settle, future)
+        if not demultiplexer.wait(job_id, deliver):
+            return None
+        try:
+            return await future
+        except asyncio.CancelledError:
+            demultiplexer.stop_waiting(job_id, deliver)
+            if future.done() and not future.cancelled() and future.exception() is None:
+                demultiplexer.remember(job_id, future.result().entry_id)  # it came as we were leaving
+            raise
+
+    async def _recorded_entry(self, model: str, job_id: str) -> InboxEntry:
+        """The terminal entry of a job that went to another inbox, or that was asked for before."""
+        pause_s = 0.02
+        while not (status := await self.status(job_id, model=model)).state.ended:
+            await asyncio.sleep(pause_s)
+            pause_s = min(_LONGEST_POLL_S, 1.5 * pause_s)
+        return await self._fetch(model, job_id, status.inbox, status.entry_id)
+
+    async def _fetch(self, model: str, job_id: str, inbox: str, entry_id: str) -> InboxEntry:
+        async with translated(f"reading the answer of job {job_id}"):
+            entries = await execute(self._redis, "XRANGE", keys_of(model).inbox(inbox), entry_id, entry_id)
+        if not entries:
+            raise ResultGoneError(
+                f"job {job_id} of {model} has ended, but its answer was consumed or its retention is over; "
+                "submit with an inbox= of your own, or keep_results, to read an answer more than once"
+            )
+        return InboxEntry.parse(inbox, *entries[0])
+
+    async def map(self, jobs: Iterable[Job], *, in_flight: int = 1024, ordered: bool = True) -> AsyncGenerator[Result]:
+        """Run jobs, at most `in_flight` at a time, and yield their results; full lanes are waited out.
+
+        Args:
+            jobs: taken from as room allows; each must go to this client's own inbox.
+            in_flight: how many may be handed over and not yet yielded.
+            ordered: yield in the order of the jobs, or as answers come.
+        """
+        window, source = Window(self, in_flight=in_flight, ordered=ordered), iter(jobs)
+        exhausted = False
+        while not (exhausted and window.empty):
+            if not exhausted and window.wants_more:
+                chunk = list(islice(source, min(window.room, scripts.MAX_JOBS)))
+                exhausted = not chunk
+                await window.put(chunk)
+            if exhausted or not window.wants_more:
+                for result in await window.take():
+                    yield result
+
+    async def results(
+        self, inbox: str, *, model: str, after: str = "0", idle_s: float | None = None
+    ) -> AsyncGenerator[Result]:
+        """Consume an inbox that jobs name in their `inbox`: every terminal entry behind the cursor `after`.
+
+        Persist `Result.cursor` with what you did of it, and go on from there after a crash: nothing is
+        skipped, nothing repeated. Entries stay until the service's retention is over, or `trim` deletes them.
+
+        Args:
+            inbox: its name; one consumer reads it.
+            model: of which model's jobs.
+            after: a `Result.cursor`; "0" is the oldest that is kept, "$" only what comes from now on.
+            idle_s: stop after this long without news; None never stops.
+        """
+        last_news = time.monotonic()
+        entries_of_reads = entries_after(self.url, model, inbox, after)
+        try:
+            async for entries in entries_of_reads:
+                for entry_id, fields in entries:
+                    entry = InboxEntry.parse(inbox, entry_id, fields)
+                    if entry.status != "chunk":
+                        yield entry.to_result(model)
+                if entries:
+                    last_news = time.monotonic()
+                elif idle_s is not None and time.monotonic() - last_news >= idle_s:
+                    return
+        finally:
+            await entries_of_reads.aclose()
+
+    async def trim(self, inbox: str, *, model: str, through: str) -> int:
+        """Delete the entries of an inbox up to the cursor `through`, that one included. Returns how many."""
+        milliseconds, _, sequence = through.partition("-")
+        async with translated("trimming an inbox"):
+            return int(
+                await self._redis.xtrim(
+                    keys_of(model).inbox(inbox),
+                    minid=f"{milliseconds}-{int(sequence or 0) + 1}",
+                    approximate=False,
+                )
+            )
+
+    # -- asking -----------------------------------------------------------------------------------------
+
+    async def status(self, job: Receipt | str, *, model: str | None = None) -> JobStatus:
+        """Where a job is.
+
+        Raises:
+            ResultGoneError: no record of it: never submitted, or its retention is over.
+        """
+        if isinstance(job, Receipt):
+            model, job = job.model, job.id
+        if model is None:
+            raise TypeError("a job given by its id needs model=")
+        async with translated("reading a job's record"):
+            text = await execute(self._redis, "GET", keys_of(model).record(job))
+            if text is None:
+                raise ResultGoneError(f"no record of job {job} of {model}: never submitted, or long ended")
+            record = Record.parse(text)
+            deliveries = await self._deliveries(model, record) if record.state is JobState.WAITING else 0
+        return record.to_status(model, deliveries)
+
+    async def _deliveries(self, model: str, record: Record) -> int:
+        """How often a waiting job was delivered to a router."""
+        lane, entry_id = keys_of(model).lanes[record.priority], record.entry_id
+        pending = await execute(self._redis, "XPENDING", lane, GROUP, entry_id, entry_id, 1)
+        return int(pending[0][3]) if pending else 0
+
+    async def audit(self, model: str) -> Audit:
+        """How many of a model's jobs were submitted, ended and live, counted at one moment."""
+        return await scripts.audit(self._redis, model)
+
+    async def models(self) -> Sequence[str]:
+        """The models that services have registered."""
+        return await registered_models(self._redis)
+
+    async def ping(self) -> None:
+        """Raise unless Redis answers."""
+        async with translated(f"reaching Redis at {redacted(self.url)}"):
+            await execute(self._redis, "PING")
+
+    # -- the inbox of this client -----------------------------------------------------------------------
+
+    def deliver_to(self, receipt: Receipt, deliver: Deliver) -> None:
+        """Have `deliver` called with the terminal entry of a job of this client's own inbox.
+
+        A job that was answered meanwhile, or that is a duplicate, is fetched from where its answer lies.
+        """
+        demultiplexer = self._demultiplexer(receipt.model)
+        if not demultiplexer.wait(receipt.id, deliver):
+            self._spawn(self._fetch_for(receipt, deliver))
+
+    async def _fetch_for(self, receipt: Receipt, deliver: Deliver) -> None:
+        try:
+            entry = await self._own_entry(receipt.model, receipt.id)
+            deliver(entry or await self._recorded_entry(receipt.model, receipt.id))
+        except Exception as error:
+            deliver(error)
+
+    def consumed(self, model: str, entry: InboxEntry) -> None:
+        """An answer reached the caller: delete it soon, together with others, if it is ours to delete."""
+        if self.settings.keep_results or entry.inbox != self.inbox:
+            return
+        entries = self._consumed.setdefault(model, [])
+        entries.append(entry.entry_id)
+        if len(entries) >= _FORGET_AT:
+            self._forget()
+        elif self._forgetter is None:
+            self._forgetter = asyncio.get_running_loop().call_later(_FORGET_AFTER_S, self._forget)
+
+    def _forget(self) -> None:
+        if self._forgetter is not None:
+            self._forgetter.cancel()
+            self._forgetter = None
+        consumed, self._consumed = self._consumed, {}
+        for model, entry_ids in consumed.items():
+            self._spawn(_delete(self._redis, keys_of(model).inbox(self.inbox), entry_ids))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _demultiplexer(self, model: str) -> Demultiplexer:
+        """The model's demultiplexer, with a live reader to feed it."""
+        demultiplexer = self._answers.setdefault(model, Demultiplexer())
+        reader = self._readers.get(model)
+        if reader is None or reader.failed:
+            self._readers[model] = InboxReader(self.url, model, self.inbox, demultiplexer)
+        return demultiplexer
+
+
+def settle(future: asyncio.Future[InboxEntry], answer: InboxEntry | BaseException) -> None:
+    """Hand an answer to whoever awaits the future, unless he left."""
+    if future.done():
+        return
+    if isinstance(answer, BaseException):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
+
+
+async def _delete(client: Redis, key: str, entry_ids: Sequence[str]) -> None:
+    try:
+        async with translated("deleting consumed answers"):
+            await execute(client, "XDEL", key, *entry_ids)
+    except Exception:  # retention deletes them in the end
+        return
+
+
+def raise_refusals(receipts: Sequence[Receipt]) -> None:
+    """Raise the error of the first refusal among receipts, if there is one."""
+    refused = next((receipt for receipt in receipts if not receipt.accepted), None)
+    if refused is None:
+        return
+    count = sum(not receipt.accepted for receipt in receipts)
+    if refused.outcome is SubmitOutcome.UNKNOWN_MODEL:
+        raise UnknownModelError(
+            f"no service has registered the model {refused.model!r} in this Redis; "
+            "check the name against `headrace status`, or start the service first",
+            receipts=list(receipts),
+        )
+    tenant = refused.outcome is SubmitOutcome.TENANT_FULL
+    kind = TenantQueueFullError if tenant else QueueFullError
+    raise kind(
+        f"{count} of {len(receipts)} jobs refused: "
+        + (f"their tenant has its cap of live jobs on {refused.model}" if tenant else f"{refused.model}'s lane is full")
+        + f"; retry after {_RETRY_AFTER_S} s",
+        retry_after_s=_RETRY_AFTER_S,
+        receipts=list(receipts),
+    )

@@ -1,0 +1,144 @@
+"""How headrace connects to Redis: which timeouts, and what may be retried.
+
+redis-py's defaults bite a queue twice: it retries every command ten times by itself, though the first try
+may have been executed, and its 5 s socket timeout cuts longer blocking reads. So there are two kinds of
+connection here. `commands` retries, and only ever carries replay-safe scripts and idempotent commands.
+`reads` never retries by itself, and waits for its socket longer than the server blocks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.parse import urlsplit, urlunsplit
+
+import hiredis
+import redis.asyncio
+from redis import exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+
+from headrace.errors import RedisError, RedisFullError, RedisSetupError, RedisUnavailableError
+
+__all__ = [
+    "BLOCK_MS",
+    "DEFAULT_URL",
+    "URL_VARIABLE",
+    "commands",
+    "embedded_socket",
+    "execute",
+    "reads",
+    "redacted",
+    "resolve_url",
+    "translated",
+]
+
+URL_VARIABLE: Final = "HEADRACE_REDIS_URL"
+DEFAULT_URL: Final = "redis://localhost:6379/0"
+
+BLOCK_MS: Final = 1000
+"""How long a blocking read waits at the server. Short, so that a silent connection is noticed soon."""
+
+_COMMAND_TIMEOUT_S: Final = 5.0
+_RETRIES: Final = 4
+
+
+def embedded_socket() -> Path:
+    """Where `headrace serve` puts the socket of the server that it starts if it is given none."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "headrace" / "redis.sock"
+
+
+def resolve_url(url: str | None = None) -> str:
+    """The server to use: the argument, then `HEADRACE_REDIS_URL`, then a running embedded server, then the default."""
+    if url:
+        return url
+    if from_environment := os.environ.get(URL_VARIABLE):
+        return from_environment
+    socket = embedded_socket()
+    return f"unix://{socket}" if socket.exists() else DEFAULT_URL
+
+
+def redacted(url: str) -> str:
+    """The URL without its password and without its query, for logs and messages."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    user = f"{parts.username}:***@" if parts.username else ("***@" if parts.password else "")
+    return urlunsplit((parts.scheme, user + host, parts.path, "", ""))
+
+
+def commands(url: str, *, timeout_s: float = _COMMAND_TIMEOUT_S, retries: int = _RETRIES) -> redis.asyncio.Redis:
+    """A pool for replay-safe scripts and idempotent commands; it retries on lost connections and time-outs."""
+    return _client(
+        url,
+        socket_timeout=timeout_s,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=1.0), retries),
+    )
+
+
+def reads(url: str, *, block_ms: int = BLOCK_MS) -> redis.asyncio.Redis:
+    """A connection for blocking reads; every failure surfaces, since the caller knows where it stood."""
+    return _client(
+        url,
+        socket_timeout=block_ms / 1000 + 3.0,
+        retry=Retry(NoBackoff(), 0),
+        single_connection_client=True,
+    )
+
+
+def _client(url: str, **options: Any) -> redis.asyncio.Redis:
+    try:
+        client = redis.asyncio.Redis.from_url(url, protocol=2, socket_connect_timeout=5.0, **options)
+    except ValueError as error:
+        raise RedisSetupError(f"not a Redis URL: {redacted(url)}: {error}") from None
+    pool = client.connection_pool
+    pool.connection_class = type("Packed", (_Packed, pool.connection_class), {})
+    # Entries are read as flat field lists by their own parsers: a dict for each would be built for nothing.
+    for command in ("XREAD", "XREADGROUP", "XRANGE", "XPENDING"):
+        client.set_response_callback(command, cast(Any, _unchanged))
+    return client
+
+
+class _Packed:
+    """Packs commands with hiredis: redis-py does so in its synchronous connection only."""
+
+    def pack_command(self, name: bytes | str, *args: Any) -> list[bytes]:
+        words = name.split() if isinstance(name, str) else [name]  # redis-py says "XGROUP CREATE" in one piece
+        return [hiredis.pack_command((*words, *args))]
+
+
+def _unchanged(reply: Any, **_options: Any) -> Any:
+    return reply
+
+
+async def execute(client: redis.asyncio.Redis, *args: bytes | str | int) -> Any:
+    """Run one command, its reply as it came; redis-py leaves this method untyped."""
+    return await client.execute_command(*args)  # type: ignore[no-untyped-call]
+
+
+@asynccontextmanager
+async def translated(what: str) -> AsyncIterator[None]:
+    """Turn redis-py's errors into ours, saying `what` was tried."""
+    try:
+        yield
+    except exceptions.RedisError as error:
+        raise translate(error, what) from error
+    except (OSError, TimeoutError) as error:
+        raise RedisUnavailableError(f"{what}: {error or type(error).__name__}") from error
+
+
+def translate(error: exceptions.RedisError, what: str) -> RedisError:
+    """The error of our tree that a redis-py error stands for."""
+    text = str(error)
+    if isinstance(error, exceptions.OutOfMemoryError) or "OOM command not allowed" in text:
+        return RedisFullError(f"{what}: Redis is at maxmemory and refuses writes; retry later, or give it memory")
+    if isinstance(error, (exceptions.AuthenticationError, exceptions.NoPermissionError)):
+        return RedisSetupError(f"{what}: {text}; check the user and its ACL")
+    if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError)):
+        return RedisUnavailableError(f"{what}: {text or type(error).__name__}")
+    if text.startswith(("MISCONF", "NOREPLICAS", "READONLY", "CLUSTERDOWN", "TRYAGAIN")):
+        return RedisUnavailableError(f"{what}: {text}")
+    return RedisError(f"{what}: {text}")

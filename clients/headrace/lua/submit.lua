@@ -1,0 +1,59 @@
+-- SUBMIT: hand jobs of one lane over. All or none of the call's effects survive a crash.
+--
+-- KEYS[1]  the model's key prefix, "hr:{model}:"
+-- ARGV     1 wire version   2 priority (0-2)   3 token of this call   4 inbox   5 tenant
+--          then, for each job: id, deadline (ms from now, 0 for none), traceparent or "-", payload
+-- Returns  one number a job: 0 accepted, 1 duplicate, 2 lane full, 3 tenant full, 4 unknown model
+--
+-- Replay-safe: a call repeated with its token finds its own records and answers 0 again.
+local prefix, version, priority, token, tenant = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[5]
+local jobs = (#ARGV - 5) / 4
+local codes = {}
+
+local limits = redis.call('HMGET', prefix .. 'meta', 'lane_capacity', 'tenant_capacity')
+if not limits[1] then
+  for n = 1, jobs do codes[n] = 4 end
+  return codes
+end
+
+local lane = prefix .. 'q:' .. priority
+local room = tonumber(limits[1]) - redis.call('XLEN', lane)
+local tenant_room = tonumber(limits[2]) - (tonumber(redis.call('HGET', prefix .. 'ten', tenant)) or 0)
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local behind = string.format(' %.0f %s ', now, token)
+local between = string.format(' %s %s 1 ', ARGV[4], tenant)
+local accepted = 0
+
+local function known(record)
+  local text = redis.call('GET', record)
+  if not text then return nil end
+  return string.match(text, '^%S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ (%S+)') == token and 0 or 1
+end
+
+for n = 1, jobs do
+  local at = 5 + (n - 1) * 4
+  local id, wait = ARGV[at + 1], tonumber(ARGV[at + 2])
+  local record = prefix .. 'j:' .. id
+  if accepted >= room or accepted >= tenant_room then
+    codes[n] = known(record) or (accepted >= room and 2 or 3)
+  else
+    local deadline = wait > 0 and string.format('%.0f', now + wait) or '0'
+    local envelope = version .. ' ' .. id .. between .. deadline .. behind .. ARGV[at + 3]
+    local entry = redis.call('XADD', lane, '*', 'e', envelope, 'p', ARGV[at + 4])
+    if redis.call('SET', record, 'waiting ' .. priority .. ' ' .. entry .. ' 0 ' .. envelope, 'NX') then
+      accepted = accepted + 1
+      codes[n] = 0
+    else
+      -- Duplicates are rare: an entry made and deleted costs less than asking first for every job.
+      redis.call('XDEL', lane, entry)
+      codes[n] = known(record)
+    end
+  end
+end
+
+if accepted > 0 then
+  redis.call('HINCRBY', prefix .. 'cnt', 'submitted', accepted)
+  redis.call('HINCRBY', prefix .. 'ten', tenant, accepted)
+end
+return codes

@@ -1,0 +1,83 @@
+"""What a router sends to a replica, and what it hears back: one message each way for a whole batch.
+
+Both are msgpack arrays of plain values, packed once: payloads pass through as the bytes they came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Self
+
+from headrace.codec import pack, unpack
+from headrace.errors import DecodeError
+from headrace.messages.lane import LaneEntry
+
+__all__ = ["Batch", "BatchOutcome", "Fate"]
+
+
+class Fate(IntEnum):
+    """What became of one job of a batch."""
+
+    ANSWERED = 0
+    """Its terminal entry was written by this replica."""
+    LATE = 1
+    """Somebody had answered it before; this replica's answer was dropped."""
+    RETURNED = 2
+    """It was not answered, and it is not this job's fault: the router may dispatch it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Jobs of one model, to be run together. `now_ms` is the Redis server's clock at dispatch."""
+
+    model: str
+    now_ms: int
+    entries: Sequence[LaneEntry]
+
+    def to_bytes(self) -> bytes:
+        """The packed message."""
+        return pack([self.model, self.now_ms, self.entries])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read a packed message.
+
+        Raises:
+            DecodeError: it is not one.
+        """
+        model, now_ms, entries = _array(data, 3)
+        return cls(model, now_ms, [LaneEntry(*entry) for entry in entries])
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutcome:
+    """The fate of every job of a batch, in its order, and what the router learns its costs from."""
+
+    fates: Sequence[int]
+    """`Fate` values."""
+    tokens: Sequence[int]
+    """Units of work each job turned out to be (tokens, where the engine has them); 0 if it never ran."""
+    run_s: float
+    """Seconds the engine spent on the batch."""
+
+    def to_bytes(self) -> bytes:
+        """The packed message."""
+        return pack([self.fates, self.tokens, self.run_s])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read a packed message.
+
+        Raises:
+            DecodeError: it is not one.
+        """
+        return cls(*_array(data, 3))
+
+
+def _array(data: bytes, length: int) -> list[Any]:
+    body = unpack(data)
+    if not isinstance(body, list) or len(body) != length:
+        raise DecodeError(f"expected an array of {length}, got {type(body).__name__}")
+    return body

@@ -1,0 +1,60 @@
+"""The envelope: what a router, a replica and the scripts know of a job without opening its payload.
+
+One line of text, its words separated by single spaces, the same in the lane, in the record and in COMPLETE's
+arguments. Names hold no spaces, so splitting it is all there is to reading it. Wire version 1::
+
+    <version> <id> <inbox> <tenant> <attempt> <deadline ms> <submitted ms> <token> <traceparent>
+
+Times are Unix milliseconds of the Redis server's clock; a deadline of 0 is none. Attempts count from 1. The
+token marks the SUBMIT call, so that its replay is told from a duplicate. No trace context is written as `-`.
+A newer version may append words; it never drops one of these.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from headrace.errors import DecodeError
+from headrace.ids import is_name
+
+__all__ = ["WIRE_VERSION", "Envelope"]
+
+WIRE_VERSION: Final = 1
+
+
+class Envelope(NamedTuple):
+    """A parsed envelope."""
+
+    version: int
+    job_id: str
+    inbox: str
+    tenant: str
+    attempt: int
+    deadline_ms: int
+    submitted_ms: int
+    token: str
+    traceparent: str
+
+    @classmethod
+    def parse(cls, text: bytes) -> Envelope:
+        """Read an envelope of this version or a newer one; ask `supported` before opening the payload.
+
+        Raises:
+            DecodeError: it is none.
+        """
+        try:
+            words = text.decode("ascii").split(" ")
+            version, job_id, inbox, tenant, attempt, deadline, submitted, token, trace = words[:9]
+            envelope = cls(
+                int(version), job_id, inbox, tenant, int(attempt), int(deadline), int(submitted), token, trace
+            )
+        except ValueError as error:
+            raise DecodeError(f"not an envelope: {text[:200]!r}: {error}") from None
+        if not (is_name(job_id) and is_name(inbox) and is_name(tenant)):
+            raise DecodeError(f"not an envelope, a name in it is none: {text[:200]!r}")
+        return envelope
+
+    @property
+    def supported(self) -> bool:
+        """Whether this code knows the schema that the producer wrote."""
+        return self.version <= WIRE_VERSION

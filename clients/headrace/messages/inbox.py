@@ -1,0 +1,117 @@
+"""The entry of an inbox: an answer on its way to whoever waits. Two fields, wire version 1:
+
+=====  ========================================================================================
+``e``  ``<version> <id> <status> <attempt>``, words separated by single spaces. The version is the
+       one the job was submitted in; the status is ``ok``, ``error``, ``expired``, ``cancelled`` or
+       ``dead``, of which a job gets exactly one, or ``chunk``
+``r``  body, a msgpack map: for ``ok`` ``output`` or ``tensor`` and optionally ``input_tokens``,
+       ``queued_ms``, ``run_ms``, ``variant``; for the other terminal entries ``code``, ``message``,
+       ``hint``, ``retryable``
+=====  ========================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from headrace.codec import pack, unpack
+from headrace.errors import DecodeError, FailureCode, UnsupportedVersionError
+from headrace.messages.envelope import WIRE_VERSION
+from headrace.messages.job import explain
+from headrace.messages.result import Failure, Result, Status, Tensor
+
+__all__ = ["InboxEntry", "pack_answer", "pack_failure"]
+
+
+def pack_answer(
+    output: Any,
+    *,
+    input_tokens: int = 0,
+    queued_ms: float = 0.0,
+    run_ms: float = 0.0,
+    variant: str = "",
+) -> bytes:
+    """The body of an `ok` entry. A map of `dtype`, `shape` and `data` is a tensor's to say: pass `Tensor`."""
+    body: dict[str, Any] = (
+        {"tensor": {"dtype": output.dtype, "shape": output.shape, "data": output.data}}
+        if isinstance(output, Tensor)
+        else {"output": output}
+    )
+    if input_tokens:
+        body["input_tokens"] = input_tokens
+    if queued_ms or run_ms:
+        body["queued_ms"], body["run_ms"] = queued_ms, run_ms
+    if variant:
+        body["variant"] = variant
+    return pack(body)
+
+
+def pack_failure(code: FailureCode, message: str, *, hint: str = "", retryable: bool = False) -> bytes:
+    """The body of a terminal entry that is not `ok`. `message` is cut to 2,000 characters."""
+    return pack({"code": str(code), "message": message[:2000], "hint": hint[:2000], "retryable": retryable})
+
+
+@dataclass(frozen=True, slots=True)
+class InboxEntry:
+    """One entry as it lies in the stream; `to_result` opens the body of a terminal one."""
+
+    inbox: str
+    entry_id: str
+    job_id: str
+    status: str
+    attempt: int
+    body: bytes
+
+    @classmethod
+    def parse(cls, inbox: str, entry_id: bytes, fields: Sequence[bytes]) -> InboxEntry:
+        """Read the flat field list of an entry of the stream behind `inbox`.
+
+        Raises:
+            DecodeError: it is no inbox entry.
+            UnsupportedVersionError: a newer schema wrote it.
+        """
+        known = dict(zip(fields[::2], fields[1::2], strict=True))
+        try:
+            version, job_id, status, attempt = known[b"e"].decode("ascii").split(" ")[:4]
+            if int(version) > WIRE_VERSION:
+                raise UnsupportedVersionError(
+                    f"an answer of wire version {version}; this client reads up to {WIRE_VERSION}"
+                )
+            return cls(inbox, entry_id.decode("ascii"), job_id, status, int(attempt), known[b"r"])
+        except (KeyError, ValueError) as error:
+            raise DecodeError(f"inbox entry {entry_id!r} is malformed: {error!r}") from None
+
+    def to_result(self, model: str) -> Result:
+        """The result that this terminal entry carries.
+
+        Raises:
+            DecodeError: its body is not one.
+        """
+        body = unpack(self.body)
+        if not isinstance(body, dict):
+            raise DecodeError(f"the body of inbox entry {self.entry_id} is not a map")
+        try:
+            status = Status(self.status)
+            parts = _parts_of_answer(body) if status is Status.OK else {"failure": Failure.model_validate(body)}
+            return Result(
+                model=model, id=self.job_id, status=status, attempt=self.attempt, cursor=self.entry_id, **parts
+            )
+        except ValidationError as error:
+            raise DecodeError(f"inbox entry {self.entry_id}: {explain(error, 'answer')}") from None
+        except ValueError as error:
+            raise DecodeError(f"inbox entry {self.entry_id}: {error}") from None
+
+
+_ANSWER: Final = frozenset({"output", "tensor", "input_tokens", "queued_ms", "run_ms", "variant"})
+
+
+def _parts_of_answer(body: dict[str, Any]) -> dict[str, Any]:
+    if not body.keys() <= _ANSWER or ("output" in body) == ("tensor" in body):
+        raise ValueError(f"an answer has 'output' or 'tensor' and no {sorted(body.keys() - _ANSWER)}")
+    if "tensor" in body:
+        body["output"] = Tensor.model_validate(body.pop("tensor"))
+    return body

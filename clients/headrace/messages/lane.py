@@ -1,0 +1,43 @@
+"""The entry of a lane: two fields, `e` the envelope and `p` the payload that a router never opens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from headrace.errors import DecodeError
+from headrace.messages.envelope import Envelope
+
+__all__ = ["LaneEntry"]
+
+
+class LaneEntry(NamedTuple):
+    """One job as it lies in a lane, and as a router passes it to a replica."""
+
+    priority: int
+    entry_id: str
+    text: bytes
+    """The envelope as it was written."""
+    payload: bytes
+
+    @classmethod
+    def read(cls, priority: int, entry_id: bytes, fields: Sequence[bytes]) -> LaneEntry:
+        """The entry behind a flat field list of XREADGROUP.
+
+        Raises:
+            DecodeError: it has no envelope or no payload.
+        """
+        known = dict(zip(fields[::2], fields[1::2], strict=True))
+        try:
+            return cls(priority, entry_id.decode("ascii"), known[b"e"], known[b"p"])
+        except KeyError as missing:
+            raise DecodeError(f"lane entry {entry_id!r} has no field {missing}") from None
+
+    @property
+    def envelope(self) -> Envelope:
+        """The parsed envelope.
+
+        Raises:
+            DecodeError: it is none.
+        """
+        return Envelope.parse(self.text)

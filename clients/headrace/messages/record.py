@@ -1,0 +1,56 @@
+"""The record of a job: what stands under its id for as long as the id is known.
+
+One line of text: `<state> <priority> <entry id> <finished ms>` and then the envelope. The entry is the lane's
+while the job waits or runs, and the inbox's once it has ended; finished is 0 until then.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from headrace.errors import DecodeError
+from headrace.messages.envelope import Envelope
+from headrace.messages.job import PRIORITIES
+from headrace.messages.result import JobState, JobStatus
+
+__all__ = ["Record"]
+
+
+class Record(NamedTuple):
+    """A parsed record."""
+
+    state: JobState
+    priority: int
+    entry_id: str
+    finished_ms: int
+    envelope: Envelope
+
+    @classmethod
+    def parse(cls, text: bytes) -> Record:
+        """Read a record.
+
+        Raises:
+            DecodeError: it is none.
+        """
+        try:
+            state, priority, entry_id, finished, envelope = text.split(b" ", 4)
+            return cls(
+                JobState(state.decode()), int(priority), entry_id.decode(), int(finished), Envelope.parse(envelope)
+            )
+        except ValueError as error:
+            raise DecodeError(f"not a record: {text[:200]!r}: {error}") from None
+
+    def to_status(self, model: str, deliveries: int) -> JobStatus:
+        """What a client is told; a waiting job that was delivered is running."""
+        return JobStatus(
+            model=model,
+            id=self.envelope.job_id,
+            state=JobState.RUNNING if deliveries else self.state,
+            inbox=self.envelope.inbox,
+            tenant=self.envelope.tenant,
+            priority=PRIORITIES[self.priority],
+            submitted_ms=self.envelope.submitted_ms,
+            finished_ms=self.finished_ms or None,
+            deliveries=deliveries,
+            entry_id=self.entry_id,
+        )

@@ -1,0 +1,122 @@
+"""Reading inboxes: one blocking read per model and process, resumed where it stood."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from headrace.connection import BLOCK_MS, execute, reads, translated
+from headrace.errors import RedisError, RedisSetupError, WireError
+from headrace.inbox import Demultiplexer
+from headrace.keys import keys_of
+from headrace.messages.inbox import InboxEntry
+from headrace.tasks import end_task
+
+__all__ = ["InboxReader", "entries_after"]
+
+log = logging.getLogger("headrace.client")
+
+_COUNT: Final = 512
+_LONGEST_PAUSE_S: Final = 2.0
+
+StreamEntry = tuple[bytes, Sequence[bytes]]
+
+
+def parse_reply(reply: Any) -> list[StreamEntry]:
+    """The entries of a one-stream XREAD reply, whichever protocol version shaped it."""
+    if not reply:
+        return []
+    streams = reply.values() if isinstance(reply, dict) else (stream[1] for stream in reply)
+    return [(entry[0], entry[1]) for entries in streams for entry in entries]
+
+
+class Backoff:
+    """Pauses between attempts to reach Redis: doubling, with full jitter, bounded."""
+
+    def __init__(self, *, first_s: float = 0.05, longest_s: float = _LONGEST_PAUSE_S) -> None:
+        self._first_s = first_s
+        self._longest_s = longest_s
+        self.reset()
+
+    def reset(self) -> None:
+        """Start over after a success."""
+        self._next_s = self._first_s
+
+    async def pause(self) -> None:
+        """Sleep a little longer than last time."""
+        await asyncio.sleep(random.uniform(self._first_s, max(self._first_s, self._next_s)))
+        self._next_s = min(self._longest_s, self._next_s * 2)
+
+
+async def entries_after(
+    url: str, model: str, inbox: str, after: str, *, count: int = _COUNT, block_ms: int = BLOCK_MS
+) -> AsyncGenerator[list[StreamEntry]]:
+    """Batches of entries behind `after`, for ever; an outage of Redis is waited out, and nothing is skipped.
+
+    Yields an empty list whenever a blocking read ends without news, so that the caller can stop.
+    """
+    connection = reads(url, block_ms=block_ms)
+    key, cursor, backoff = keys_of(model).inbox(inbox), after, Backoff()
+    try:
+        while True:
+            try:
+                async with translated(f"reading inbox of {model}"):
+                    reply = await execute(
+                        connection, "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", key, cursor
+                    )
+            except RedisSetupError:
+                raise
+            except RedisError as error:
+                log.warning("%s; trying again", error)
+                await backoff.pause()
+                yield []
+                continue
+            backoff.reset()
+            entries = parse_reply(reply)
+            if entries:
+                cursor = entries[-1][0].decode("ascii")
+            yield entries
+    finally:
+        with suppress(Exception):
+            await connection.aclose()
+
+
+class InboxReader:
+    """The task that reads one client's inbox of one model and feeds the demultiplexer."""
+
+    def __init__(self, url: str, model: str, inbox: str, demultiplexer: Demultiplexer) -> None:
+        self._inbox = inbox
+        self._demultiplexer = demultiplexer
+        self._entries = entries_after(url, model, inbox, "0")
+        self._task = asyncio.create_task(self._run(), name=f"headrace-inbox-{model}")
+
+    async def _run(self) -> None:
+        try:
+            async for entries in self._entries:
+                for entry_id, fields in entries:
+                    self._feed(entry_id, fields)
+        except Exception as error:
+            self._demultiplexer.fail(error)
+
+    def _feed(self, entry_id: bytes, fields: Sequence[bytes]) -> None:
+        try:
+            entry = InboxEntry.parse(self._inbox, entry_id, fields)
+        except WireError as error:
+            log.error("skipped an inbox entry: %s", error)
+            return
+        if entry.status != "chunk":
+            self._demultiplexer.feed(entry)
+
+    @property
+    def failed(self) -> bool:
+        """Whether reading ended by an error; everybody who waited was told."""
+        return self._task.done()
+
+    async def close(self) -> None:
+        """Stop reading."""
+        await end_task(self._task)
+        await self._entries.aclose()

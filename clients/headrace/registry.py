@@ -1,0 +1,60 @@
+"""What a service says of a model in Redis: that it exists, and within which limits it takes jobs.
+
+The limits lie beside the lanes rather than with the producers, so that whoever runs the service sets them
+and the SUBMIT script holds every producer to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import redis.asyncio
+from pydantic import BaseModel, ConfigDict, Field
+from redis.exceptions import ResponseError
+
+from headrace.connection import translated
+from headrace.keys import GROUP, MODELS, keys_of
+
+__all__ = ["Limits", "register", "registered_models"]
+
+
+class Limits(BaseModel):
+    """How much of a model's work Redis may hold, and for how long."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lane_capacity: Annotated[int, Field(ge=1, le=100_000_000)] = 1_000_000
+    """Jobs in each of the model's three lanes, waiting or delivered."""
+    tenant_capacity: Annotated[int, Field(ge=1, le=100_000_000)] = 1_000_000
+    """Live jobs of one tenant."""
+    retention_s: Annotated[float, Field(ge=1, le=30 * 86_400)] = 3600.0
+    """How long answers and records of ended jobs are kept."""
+
+
+async def register(client: redis.asyncio.Redis, model: str, limits: Limits) -> None:
+    """Make a model known to producers, or change its limits. Safe to repeat."""
+    keys = keys_of(model)
+    async with translated(f"registering model {model}"):
+        for lane in keys.lanes:
+            try:
+                await client.xgroup_create(lane, GROUP, id="0", mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+        await client.hset(
+            keys.meta,
+            mapping={
+                "lane_capacity": limits.lane_capacity,
+                "tenant_capacity": limits.tenant_capacity,
+                "retention_ms": int(limits.retention_s * 1000),
+            },
+        )
+        await client.sadd(MODELS, model)
+
+
+async def registered_models(client: redis.asyncio.Redis) -> Sequence[str]:
+    """The names of all registered models, sorted."""
+    async with translated("reading the registered models"):
+        members = await client.smembers(MODELS)
+    return sorted(str(member, "utf-8") if isinstance(member, bytes) else member for member in members)

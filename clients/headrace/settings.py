@@ -1,0 +1,23 @@
+"""The light client's few settings. Priority: argument, then environment (`HEADRACE_…`), then default."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["ClientSettings"]
+
+
+class ClientSettings(BaseModel):
+    """How a client talks to Redis."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command_timeout_s: Annotated[float, Field(gt=0, le=300)] = 5.0
+    """How long one command may take before it is tried again."""
+    retries: Annotated[int, Field(ge=0, le=20)] = 4
+    """How often a command is tried again. Safe: every one of them is replay-safe."""
+    keep_results: bool = False
+    """Leave answers in the inbox after they were consumed, for the service's retention time.
+    By default the client deletes what it has handed to its caller."""

@@ -1,0 +1,145 @@
+"""The Serve application: one deployment of routers, and one of replicas for each pool of each model.
+
+`build` is what a Serve config file or a RayService names::
+
+    applications:
+      - name: headrace
+        import_path: headrace_cluster.app:build
+        route_prefix: null
+        args: {config: /etc/headrace/config.yaml}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+
+from headrace.errors import ConfigError
+from headrace.tasks import end_task
+from headrace_cluster.model_router import ModelRouter
+from headrace_cluster.serve_pool import JoinedPools, PoolReplica, ServePool
+from headrace_cluster.settings import ModelConfig, PoolConfig, ServiceConfig, load_config
+
+__all__ = ["BuildArgs", "RouterReplica", "application", "build", "pool_name"]
+
+
+class BuildArgs(BaseModel):
+    """The arguments of `build`: a configuration, by path or in place."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: str | dict[str, Any]
+
+
+def build(args: BuildArgs) -> Application:
+    """The application that a Serve config asks for.
+
+    Raises:
+        ConfigError: the configuration is wrong, or names no Redis.
+    """
+    source = Path(args.config) if isinstance(args.config, str) else args.config
+    return application(load_config(source))
+
+
+def application(config: ServiceConfig) -> Application:
+    """The application of a checked configuration.
+
+    Raises:
+        ConfigError: it names no Redis.
+    """
+    if not config.redis_url.get_secret_value():
+        raise ConfigError("redis_url: is missing; set it in the file, or HEADRACE_REDIS_URL in the environment")
+    pools = {
+        pool_name(model, pool): _pool(config, model, hosted, pool)
+        for model, hosted in config.models.items()
+        for pool in hosted.pools
+    }
+    router = serve.deployment(RouterReplica).options(
+        name="router",
+        num_replicas=config.router.replicas,
+        ray_actor_options={"num_cpus": config.router.cpus},
+        graceful_shutdown_timeout_s=config.router.drain_s + 5,
+        health_check_period_s=1,
+        health_check_timeout_s=10,
+    )
+    return router.bind(config.model_dump(mode="json") | {"redis_url": config.redis_url.get_secret_value()}, pools)
+
+
+def pool_name(model: str, pool: PoolConfig) -> str:
+    """The deployment's name: `minilm@cpu`."""
+    return f"{model}@{pool.name}"
+
+
+def _pool(config: ServiceConfig, model: str, hosted: ModelConfig, pool: PoolConfig) -> Application:
+    deployment = serve.deployment(PoolReplica).options(
+        name=pool_name(model, pool),
+        num_replicas=pool.replicas,
+        # Routers count slots, and never send a replica more than its share of each of them.
+        max_ongoing_requests=pool.batches_per_replica * config.router.replicas + 8,
+        ray_actor_options={"num_cpus": pool.cpus, "num_gpus": pool.gpus},
+        request_router_config=RequestRouterConfig(request_router_class="headrace_cluster.direct_router:DirectRouter"),
+        graceful_shutdown_timeout_s=hosted.call_timeout_s,
+        health_check_period_s=1,
+        health_check_timeout_s=30,
+    )
+    return deployment.bind(model, hosted.engine, config.redis_url.get_secret_value(), pool.threads)
+
+
+class RouterReplica:
+    """What Serve makes one actor of for each router: the routers of all models on one event loop."""
+
+    async def __init__(self, config: dict[str, Any], pools: dict[str, DeploymentHandle]) -> None:
+        checked = ServiceConfig(**config)
+        app, life = serve.get_replica_context().app_name, secrets.token_hex(4)
+        self._drain_s = checked.router.drain_s
+        self._routers = {
+            model: ModelRouter(
+                model,
+                checked.redis_url.get_secret_value(),
+                pool=JoinedPools(
+                    {
+                        pool.name: ServePool(app, pool_name(model, pool), pools[pool_name(model, pool)])
+                        for pool in hosted.pools
+                    }
+                ),
+                policy=hosted.to_policy(),
+                consumer=life,
+            )
+            for model, hosted in checked.models.items()
+        }
+        self._tasks = {
+            model: asyncio.create_task(router.run(), name=f"router-{model}") for model, router in self._routers.items()
+        }
+
+    async def check_health(self) -> None:
+        """Raise if a model's router has ended by a fault; Serve starts another in our place."""
+        for model, task in self._tasks.items():
+            if task.done():
+                raise RuntimeError(f"the router of {model} ended") from task.exception()
+
+    async def counts(self) -> dict[str, dict[str, Any]]:
+        """For each model, what its router did so far and holds now."""
+        return {
+            model: dataclasses.asdict(router.counts)
+            | {"waiting": len(router.former), "in_flight": router.slots.in_flight, "replicas": router.slots.replicas}
+            for model, router in self._routers.items()
+        }
+
+    async def __del__(self) -> None:
+        for router in self._routers.values():
+            router.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_s):
+                await asyncio.wait(self._tasks.values())
+        for task in self._tasks.values():
+            await end_task(task)

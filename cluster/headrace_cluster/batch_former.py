@@ -1,0 +1,228 @@
+"""Which waiting jobs go together: the pure heart of the router.
+
+`BatchFormer` holds the jobs of one model that a router has read and not yet dispatched. It has no clock, no
+Redis, no Ray and no torch: time comes in as an argument, so the simulator and the tests run the very class
+that production runs.
+
+*Urgency is one number.* A job is due at its deadline, less the time its answer takes, or when the patience
+of its priority is over since it was submitted, whichever is earlier. Batches are filled in the order of
+dueness. Since a job's due time never moves while later jobs are due ever later, nothing starves: a low
+priority or an odd length delays a job, but only behind work that is older or more urgent.
+
+*A batch that is not full waits for company only where company is coming*: while jobs arrive densely, such
+batches leave `linger_s` apart; a lone job, and a producer that waits for each answer, never wait at all.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+__all__ = ["BatchFormer", "FormingPolicy", "WaitingJob"]
+
+_LOOK_PAST: Final = 32
+"""How many jobs that do not fit are passed over in search of ones that do."""
+_CHOICE: Final = 4
+"""With padding: among how many batches' worth of the most urgent jobs alike lengths are sought."""
+_DENSE: Final = 8.0
+"""From how many arrivals expected within `linger_s` on waiting pays."""
+_RATE_OVER_S: Final = 0.05
+"""Over how long the rate of arrivals is averaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormingPolicy:
+    """What a batch may be."""
+
+    max_jobs: int = 64
+    max_tokens: int = 4096
+    """The work budget: the sum of the jobs' tokens, or, where shorter jobs are padded, longest × number."""
+    max_bytes: int = 3 << 20
+    """Payload bytes of one batch: what one message to a replica may carry."""
+    linger_s: float = 0.005
+    """Shortest time between two batches that are not full, while jobs arrive densely."""
+    patience_s: tuple[float, float, float] = (0.0, 1.0, 10.0)
+    """For each priority, how long after its submission a job without a deadline is due."""
+    padded: bool = False
+    """Whether the engine pads jobs of a batch to the longest: then alike lengths go together."""
+
+
+@dataclass(slots=True, eq=False)
+class WaitingJob:
+    """One job in a router's hands."""
+
+    key: Any
+    """Whatever the router finds it again by; the former does not look at it."""
+    tokens: int
+    bytes: int
+    priority: int
+    submitted_s: float
+    deadline_s: float | None = None
+    due_s: float = field(default=0.0, init=False)
+    waiting: bool = field(default=False, init=False)
+
+
+_Item = tuple[float, int, WaitingJob]
+
+
+class BatchFormer:
+    """The waiting jobs of one model, and the batches they leave in."""
+
+    def __init__(self, policy: FormingPolicy) -> None:
+        self.policy = policy
+        self._by_due: list[_Item] = []
+        self._by_deadline: list[_Item] = []
+        self._sequence = 0
+        self._jobs = 0
+        self._tokens = 0
+        self._bytes = 0
+        self._of_priority = [0, 0, 0]
+        self._last_formed_s = -math.inf
+        self._arrivals = 0.0
+        self._arrivals_at_s = 0.0
+
+    def __len__(self) -> int:
+        return self._jobs
+
+    @property
+    def bytes(self) -> int:
+        """Payload bytes of all waiting jobs."""
+        return self._bytes
+
+    def waiting_of(self, priority: int) -> int:
+        """How many jobs of a priority wait."""
+        return self._of_priority[priority]
+
+    def add(self, job: WaitingJob, now_s: float, *, run_s: float = 0.0) -> None:
+        """Take a job in; `run_s` is how long its answer takes once it is dispatched."""
+        self._arrivals = self._recent_arrivals(now_s) + 1
+        self._arrivals_at_s = now_s
+        due_s = job.submitted_s + self.policy.patience_s[job.priority]
+        if job.deadline_s is not None:
+            due_s = min(due_s, job.deadline_s - run_s)
+        job.due_s = due_s
+        job.waiting = True
+        self._sequence += 1
+        heapq.heappush(self._by_due, (due_s, self._sequence, job))
+        if job.deadline_s is not None:
+            heapq.heappush(self._by_deadline, (job.deadline_s, self._sequence, job))
+        self._count(job, 1)
+
+    def discard(self, job: WaitingJob) -> bool:
+        """Take a job out that shall not run any more. False if it is not waiting here."""
+        if not job.waiting:
+            return False
+        self._leave(job)
+        return True
+
+    def expired(self, now_s: float) -> list[WaitingJob]:
+        """Take out every job whose deadline has passed."""
+        late = []
+        while self._by_deadline and self._by_deadline[0][0] <= now_s:
+            job = heapq.heappop(self._by_deadline)[2]
+            if self.discard(job):
+                late.append(job)
+        return late
+
+    @property
+    def full(self) -> bool:
+        """Whether what waits would fill a batch."""
+        policy = self.policy
+        return self._jobs >= policy.max_jobs or self._tokens >= policy.max_tokens or self._bytes >= policy.max_bytes
+
+    def ready_at(self, now_s: float, *, idle: bool) -> float | None:
+        """From when on a batch may be formed; None while nothing can be said to be ready.
+
+        Args:
+            idle: whether it is for a replica that has nothing to do. A busy one is only given full
+                batches ahead of time: what is not full may still grow until the replica is free.
+        """
+        if not self._jobs:
+            return None
+        if self.full:
+            return -math.inf
+        if not idle:
+            return None
+        return self._last_formed_s + self.policy.linger_s if self._dense(now_s) else -math.inf
+
+    def _dense(self, now_s: float) -> bool:
+        """Whether waiting for `linger_s` would bring enough company."""
+        return self._recent_arrivals(now_s) * self.policy.linger_s / _RATE_OVER_S >= _DENSE
+
+    def _recent_arrivals(self, now_s: float) -> float:
+        """Arrivals, each counting less the longer ago it was."""
+        return self._arrivals * math.exp(-max(0.0, now_s - self._arrivals_at_s) / _RATE_OVER_S)
+
+    def form(self, now_s: float) -> list[WaitingJob]:
+        """The most urgent jobs that fit one batch, most urgent first. Empty if none waits.
+
+        The first job always goes, alone if it is larger than the budgets; the rest keep within them.
+        """
+        batch = self._fill_padded() if self.policy.padded else self._fill_packed()
+        for job in batch:
+            self._leave(job)
+        self._last_formed_s = now_s
+        return batch
+
+    def _fill_packed(self) -> list[WaitingJob]:
+        """In the order of dueness, passing over a few that do not fit any more."""
+        policy, batch, passed = self.policy, list[WaitingJob](), list[_Item]()
+        tokens = size = 0
+        while self._by_due and len(batch) < policy.max_jobs and len(passed) < _LOOK_PAST:
+            item = heapq.heappop(self._by_due)
+            job = item[2]
+            if not job.waiting:
+                continue
+            if batch and (tokens + job.tokens > policy.max_tokens or size + job.bytes > policy.max_bytes):
+                passed.append(item)
+                continue
+            batch.append(job)
+            tokens, size = tokens + job.tokens, size + job.bytes
+        self._put_back(passed)
+        return batch
+
+    def _fill_padded(self) -> list[WaitingJob]:
+        """The most urgent job, and those nearest to it in length among the next most urgent."""
+        candidates = self._most_urgent(_CHOICE * self.policy.max_jobs)
+        if not candidates:
+            return []
+        first = candidates[0][2]
+        # The sort is stable: among equals the more urgent comes first.
+        others = sorted((item[2] for item in candidates[1:]), key=lambda job: abs(job.tokens - first.tokens))
+        batch, longest, size = [first], first.tokens, first.bytes
+        for job in others:
+            longest_then = max(longest, job.tokens)
+            if len(batch) == self.policy.max_jobs:
+                break
+            if longest_then * (len(batch) + 1) > self.policy.max_tokens or size + job.bytes > self.policy.max_bytes:
+                continue
+            batch.append(job)
+            longest, size = longest_then, size + job.bytes
+        chosen = set(map(id, batch))
+        self._put_back([item for item in candidates if id(item[2]) not in chosen])
+        return batch
+
+    def _most_urgent(self, count: int) -> list[_Item]:
+        """Up to `count` waiting jobs, taken off the heap."""
+        items: list[_Item] = []
+        while self._by_due and len(items) < count:
+            item = heapq.heappop(self._by_due)
+            if item[2].waiting:
+                items.append(item)
+        return items
+
+    def _put_back(self, items: list[_Item]) -> None:
+        for item in items:
+            heapq.heappush(self._by_due, item)
+
+    def _leave(self, job: WaitingJob) -> None:
+        job.waiting = False
+        self._count(job, -1)
+
+    def _count(self, job: WaitingJob, sign: Literal[1, -1]) -> None:
+        self._jobs += sign
+        self._tokens += sign * job.tokens
+        self._bytes += sign * job.bytes
+        self._of_priority[job.priority] += sign

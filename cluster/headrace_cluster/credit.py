@@ -1,0 +1,63 @@
+"""How much a router may read: only what its replicas have room for.
+
+Work that waits in Redis can be taken by any router, survives this one and costs it no memory. So a router
+holds no more than fills its free slots and one more batch for each replica, and each of the three lanes has
+that credit for itself, lest a flood in one keep the others from being seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["CreditPolicy", "Reading", "plan_reading"]
+
+
+@dataclass(frozen=True, slots=True)
+class CreditPolicy:
+    """The bounds of what a router holds of one model."""
+
+    batch_jobs: int = 64
+    max_held_bytes: int = 64 << 20
+    max_read: int = 512
+    """Entries of one lane that one read takes at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What to read next: at most `count` entries of each of these lanes."""
+
+    lanes: tuple[int, ...]
+    count: int
+    all_lanes: bool
+    """Whether no lane is left out, so that the read may block until something comes."""
+
+
+def plan_reading(
+    policy: CreditPolicy,
+    *,
+    free_slots: int,
+    replicas: int,
+    waiting: tuple[int, int, int],
+    held_bytes: int,
+    mean_bytes: float,
+) -> Reading | None:
+    """What to read, or None if nothing may be read now.
+
+    Args:
+        policy: the bounds.
+        free_slots: batches that could be dispatched at once.
+        replicas: how many replicas there are; with none, everything stays in Redis.
+        waiting: jobs that the router holds undispatched, by priority.
+        held_bytes: their payload bytes, and those of batches that are out.
+        mean_bytes: what a payload has been on average.
+    """
+    if replicas == 0 or held_bytes >= policy.max_held_bytes:
+        return None
+    room = (free_slots + replicas) * policy.batch_jobs
+    threshold = max(1, policy.batch_jobs // 2)
+    credits = {lane: room - held for lane, held in enumerate(waiting) if room - held >= threshold}
+    if not credits:
+        return None
+    affordable = int((policy.max_held_bytes - held_bytes) / max(1.0, mean_bytes * len(credits)))
+    count = max(1, min(min(credits.values()), policy.max_read, affordable))
+    return Reading(tuple(credits), count, all_lanes=len(credits) == len(waiting))

@@ -1,0 +1,34 @@
+"""What a router needs of a pool, whether Serve's actors or a test's plain objects stand behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from headrace.errors import HeadraceError
+
+__all__ = ["BatchFailedError", "PoolPort", "ReplicaLostError"]
+
+
+class ReplicaLostError(HeadraceError):
+    """The replica died, or cannot be reached: the batch may or may not have run."""
+
+
+class BatchFailedError(HeadraceError):
+    """The replica lives, and its `run` raised."""
+
+
+class PoolPort(Protocol):
+    """The replicas of one pool."""
+
+    def listen(self, listener: Callable[[frozenset[str]], None]) -> None:
+        """Call `listener` on the router's event loop, now and whenever the set of replicas changes."""
+        ...
+
+    async def call(self, replica: str, batch: bytes) -> bytes:
+        """Have a replica run a packed `Batch`; returns the packed `BatchOutcome`.
+
+        Raises:
+            ReplicaLostError, BatchFailedError.
+        """
+        ...

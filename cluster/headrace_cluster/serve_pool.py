@@ -1,0 +1,109 @@
+"""A pool as Ray Serve hosts it: the deployment of its replicas, and the port through which a router calls them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from headrace_workers.engines.factory import EngineConfig, make_engine
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from headrace_cluster.pool_port import BatchFailedError, PoolPort, ReplicaLostError
+from headrace_cluster.replicas import replicas_of
+from headrace_workers import node
+from headrace_workers.replica import Replica
+
+__all__ = ["JoinedPools", "PoolReplica", "ServePool"]
+
+
+class PoolReplica:
+    """What Serve makes one actor of for each replica.
+
+    Args:
+        model: the name under which producers know it.
+        engine: which engine, on what.
+        redis_url: where answers go.
+        threads: compute threads.
+    """
+
+    def __init__(self, model: str, engine: EngineConfig, redis_url: str, threads: int) -> None:
+        node.prepare_process(threads)  # before anything is measured or packed
+        self._replica = Replica(model, make_engine(engine), redis_url=redis_url)
+
+    async def run(self, _replica: str, batch: bytes) -> bytes:
+        """Run a packed batch. The first argument is for `DirectRouter`, which has read it by now."""
+        return await self._replica.run(batch)
+
+    async def info(self, _replica: str) -> dict[str, Any]:
+        """What was loaded."""
+        info = self._replica.engine.info
+        return {
+            "variant": info.variant,
+            "task": info.task,
+            "device": info.device,
+            "load_s": info.load_s,
+            **info.details,
+        }
+
+    async def __del__(self) -> None:
+        await self._replica.close()
+
+
+class ServePool:
+    """The port to one pool, for use on a router's event loop."""
+
+    def __init__(self, app: str, deployment: str, handle: DeploymentHandle) -> None:
+        # Values, not object references: a message of a batch's size is cheaper by gRPC than through plasma.
+        self._run = handle.options(method_name="run", _by_reference=False)
+        if not self._run.is_initialized:
+            self._run._init()  # else Serve names no replicas before the first call
+        self._replicas = replicas_of(app, deployment)
+
+    def listen(self, listener: Callable[[frozenset[str]], None]) -> None:
+        """Call `listener` on this event loop, now and whenever Serve's word on the replicas changes."""
+        loop = asyncio.get_running_loop()
+        self._replicas.listen(lambda names: _on(loop, listener, names))
+
+    async def call(self, replica: str, batch: bytes) -> bytes:
+        """Have a replica run a packed batch.
+
+        Raises:
+            ReplicaLostError: it died, or cannot be reached.
+            BatchFailedError: its `run` raised.
+        """
+        try:
+            return bytes(await self._run.remote(replica, batch))
+        except RayTaskError as error:
+            raise BatchFailedError(f"replica {replica}: {error.cause!r}") from error
+        except (RayActorError, RayServeException, RayError) as error:
+            raise ReplicaLostError(f"replica {replica}: {type(error).__name__}: {error}") from error
+
+
+def _on(loop: asyncio.AbstractEventLoop, listener: Callable[[frozenset[str]], None], names: frozenset[str]) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(listener, names)
+
+
+class JoinedPools:
+    """Several pools of one model as one: a replica's name begins with its pool's."""
+
+    def __init__(self, pools: dict[str, PoolPort]) -> None:
+        self._pools = pools
+        self._names: dict[str, frozenset[str]] = dict.fromkeys(pools, frozenset())
+
+    def listen(self, listener: Callable[[frozenset[str]], None]) -> None:
+        """Call `listener` with the replicas of all pools whenever those of one change."""
+        for pool, port in self._pools.items():
+            port.listen(lambda names, pool=pool: self._changed(pool, names, listener))  # type: ignore[misc]
+
+    def _changed(self, pool: str, names: frozenset[str], listener: Callable[[frozenset[str]], None]) -> None:
+        self._names[pool] = frozenset(f"{pool}/{name}" for name in names)
+        listener(frozenset().union(*self._names.values()))
+
+    async def call(self, replica: str, batch: bytes) -> bytes:
+        """Call the replica in its pool; raises what the pool's `call` raises."""
+        pool, _, name = replica.partition("/")
+        return await self._pools[pool].call(name, batch)

@@ -1,0 +1,101 @@
+"""Which replica is free: the router's own count of what it gave to whom.
+
+Serve's routers back off when callers outnumber slots, which makes waiting callers ten times slower. So the
+router calls only when it knows of a free slot. Each replica has a few: one batch runs, and the next is
+prepared meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["Slot", "SlotLedger"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for one batch at one replica."""
+
+    replica: str
+    idle: bool
+    """Whether the replica had nothing to do when the slot was taken."""
+
+
+@dataclass(slots=True)
+class _Replica:
+    taken: int = 0
+    suspended_until_s: float = float("-inf")
+    gone: bool = False
+
+
+class SlotLedger:
+    """The slots of one pool's replicas. Time comes in as an argument.
+
+    Args:
+        per_replica: how many batches a replica may hold at once.
+        suspension_s: how long a replica that failed a call is left alone, unless Serve removes it first.
+    """
+
+    def __init__(self, *, per_replica: int = 2, suspension_s: float = 1.0) -> None:
+        self.per_replica = per_replica
+        self._suspension_s = suspension_s
+        self._replicas: dict[str, _Replica] = {}
+
+    def update(self, replicas: Iterable[str]) -> None:
+        """Serve's word on which replicas there are. A batch out at one that went still has to come back."""
+        present = set(replicas)
+        for name, replica in self._replicas.items():
+            replica.gone = name not in present
+        for name in present:
+            self._replicas.setdefault(name, _Replica())
+        self._sweep()
+
+    def _sweep(self) -> None:
+        self._replicas = {name: r for name, r in self._replicas.items() if r.taken or not r.gone}
+
+    def _usable(self, replica: _Replica, now_s: float) -> bool:
+        return not replica.gone and replica.suspended_until_s <= now_s and replica.taken < self.per_replica
+
+    def best(self, now_s: float) -> Slot | None:
+        """The slot a batch should go to: an idle replica's, else that of the least busy. It is not taken yet."""
+        usable = [(r.taken, name) for name, r in self._replicas.items() if self._usable(r, now_s)]
+        if not usable:
+            return None
+        taken, name = min(usable)
+        return Slot(name, idle=taken == 0)
+
+    def take(self, slot: Slot) -> None:
+        """A batch goes there."""
+        self._replicas[slot.replica].taken += 1
+
+    def release(self, slot: Slot) -> None:
+        """The batch came back, or never will."""
+        replica = self._replicas.get(slot.replica)
+        if replica is not None:
+            replica.taken = max(0, replica.taken - 1)
+            self._sweep()
+
+    def suspend(self, slot: Slot, now_s: float) -> None:
+        """A call to this replica failed: do not call it again at once."""
+        if slot.replica in self._replicas:
+            self._replicas[slot.replica].suspended_until_s = now_s + self._suspension_s
+
+    def next_resume_s(self, now_s: float) -> float | None:
+        """When the first suspended replica may be tried again."""
+        times = [r.suspended_until_s for r in self._replicas.values() if not r.gone and r.suspended_until_s > now_s]
+        return min(times, default=None)
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas there are."""
+        return sum(not r.gone for r in self._replicas.values())
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches are out."""
+        return sum(r.taken for r in self._replicas.values())
+
+    def free(self, now_s: float) -> int:
+        """How many slots could be taken now."""
+        return sum(self.per_replica - r.taken for r in self._replicas.values() if self._usable(r, now_s))

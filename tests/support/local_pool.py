@@ -1,0 +1,48 @@
+"""Replicas in this very process, behind the port that a router calls: everything but Ray is real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from headrace_cluster.pool_port import BatchFailedError, ReplicaLostError
+
+__all__ = ["LocalPool"]
+
+
+class Runs(Protocol):
+    """What a replica is to its callers."""
+
+    async def run(self, message: bytes) -> bytes:
+        """Run a packed batch."""
+        ...
+
+
+class LocalPool:
+    """A pool of plain objects that can be added, removed and made to fail."""
+
+    def __init__(self, replicas: Mapping[str, Runs]) -> None:
+        self.replicas = dict(replicas)
+        self.calls: list[tuple[str, int]] = []
+        self._listeners: list[Callable[[frozenset[str]], None]] = []
+
+    def listen(self, listener: Callable[[frozenset[str]], None]) -> None:
+        self._listeners.append(listener)
+        listener(frozenset(self.replicas))
+
+    def change(self, replicas: Mapping[str, Runs]) -> None:
+        """Replace the replicas, as Serve would report it."""
+        self.replicas = dict(replicas)
+        for listener in self._listeners:
+            listener(frozenset(self.replicas))
+
+    async def call(self, replica: str, batch: bytes) -> bytes:
+        if replica not in self.replicas:
+            raise ReplicaLostError(f"{replica} is gone")
+        self.calls.append((replica, len(batch)))
+        try:
+            return await self.replicas[replica].run(batch)
+        except ReplicaLostError:
+            raise
+        except Exception as error:
+            raise BatchFailedError(repr(error)) from error

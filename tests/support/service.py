@@ -1,0 +1,59 @@
+"""A whole service without Ray: a real router and real replicas, in the event loop of the test."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from headrace.tasks import end_task
+from headrace_cluster.model_router import ModelRouter, RoutingPolicy
+from headrace_workers.engines.base import Engine
+from headrace_workers.engines.echo import EchoEngine
+from headrace_workers.replica import Replica
+from support.local_pool import LocalPool
+
+__all__ = ["PlainService"]
+
+
+class PlainService:
+    """Hosts one model until the context ends; then everything that the router held has been answered.
+
+    Args:
+        url: the Redis server.
+        model: its name.
+        engines: one replica for each; by default a single `EchoEngine`.
+        policy: how jobs are routed.
+    """
+
+    def __init__(
+        self, url: str, model: str, *engines: Engine, policy: RoutingPolicy | None = None, consumer: str = "router"
+    ) -> None:
+        self.replicas = {
+            f"replica-{n}": Replica(model, engine, redis_url=url) for n, engine in enumerate(engines or (EchoEngine(),))
+        }
+        self.pool = LocalPool(self.replicas)
+        self.router = ModelRouter(model, url, pool=self.pool, policy=policy or RoutingPolicy(block_ms=50), consumer=consumer)
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self.router.run())
+        while not self.router.reachable:
+            if self._task.done():
+                self._task.result()
+            await asyncio.sleep(0.005)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._task is not None
+        self.router.stop()
+        if error is None:
+            await asyncio.wait({self._task}, timeout=10)
+            assert self._task.done(), "the router did not finish what it held"
+            self._task.result()
+        else:
+            await end_task(self._task)
+        for replica in self.replicas.values():
+            await replica.close()

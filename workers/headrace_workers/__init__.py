@@ -1,0 +1,8 @@
+"""headrace workers: engines that run jobs, kernels they run on, and the artifacts and recipes behind them.
+
+Everything here may touch torch, and nothing here knows Ray or how batches are formed.
+"""
+
+from headrace_workers.engines import Engine, ItemError, Prepared
+
+__all__ = ["Engine", "ItemError", "Prepared"]

@@ -1,0 +1,75 @@
+/* What the native kernels share: instruction sets, the layer descriptions Python fills in, and scratch memory.
+ *
+ * Every kernel names its own instruction set, so the library is built without -march and chooses where it runs.
+ * Compile with -ffp-contract=off: the integer kernels promise the very bits of the torch fallback.
+ */
+#ifndef HEADRACE_H
+#define HEADRACE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define HR_EXPORT __attribute__((visibility("default")))
+#define HR_INLINE static inline __attribute__((always_inline))
+
+/* Grows when a struct or a function's meaning changes; Python refuses a library of another number. */
+enum { HR_ABI = 1 };
+
+enum hr_isa { HR_NONE = 0, HR_VNNI = 1, HR_AMX = 2 };
+
+enum hr_activation { HR_IDENTITY = 0, HR_RELU = 1, HR_GELU = 2, HR_GELU_TANH = 3, HR_SILU = 4 };
+
+/* One int8 linear layer. `weight` is [ceil(n/64)*4][kp/4][16][4]: sixteen outputs side by side, four inputs deep,
+ * which is what a row of a VNNI register and of an AMX tile both are. */
+typedef struct {
+    int64_t outputs;          /* n */
+    int64_t inputs;           /* k */
+    const int8_t *weight;     /* packed, n padded to 64 and k (kp) to 64 with zeros */
+    const int32_t *offset;    /* per output: -128 * sum of its weights, which u8 activations owe */
+    const float *scale;       /* per output, padded to 64 */
+    const float *bias;        /* per output, padded to 64; zeros where there is none */
+    int64_t activation;       /* enum hr_activation */
+} hr_linear;
+
+/* Packed attention: rows of q, k, v and out are tokens; head h of a row begins h * head_dim floats in. */
+typedef struct {
+    const float *q, *k, *v;
+    float *out;
+    int64_t q_stride, k_stride, v_stride, out_stride; /* floats from one token to the next */
+    const int32_t *starts;    /* sequences + 1 row numbers; sequence s is starts[s] .. starts[s + 1] */
+    int64_t sequences, heads, head_dim;
+    float scale;
+} hr_attention;
+
+typedef struct {
+    const float *weight, *bias;
+    float eps;
+} hr_norm;
+
+/* One post-norm transformer block: BERT, RoBERTa, ELECTRA, DistilBERT and their kin. */
+typedef struct {
+    hr_linear qkv, out, up, down;
+    hr_norm attention_norm, output_norm;
+    int64_t heads, head_dim;
+    float scale;
+} hr_block;
+
+/* The calling thread's scratch memory number `slot`, at least `bytes` large, 64-byte aligned. It keeps its size until
+ * the thread ends, so a hot path never allocates. NULL when memory is out. */
+enum hr_slot { HR_SLOT_QUANTIZED, HR_SLOT_ATTENTION, HR_SLOT_ROWS, HR_SLOT_SHARED, HR_SLOTS };
+void *hr_scratch(enum hr_slot slot, size_t bytes);
+
+HR_INLINE int64_t hr_round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+HR_INLINE int64_t hr_min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Rows [0, rows) through one layer on the calling thread, columns [first, last) (multiples of 64 but for the end).
+ * Each row's answer depends on that row alone. Returns 0, or -1 when memory is out. */
+int hr_linear_rows(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, int64_t first, int64_t last,
+                   float *y, int64_t y_stride, enum hr_isa isa);
+
+
+int hr_linear_run(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t y_stride,
+                  int isa, int threads);
+int hr_attention_run(const hr_attention *attention, int threads);
+
+#endif

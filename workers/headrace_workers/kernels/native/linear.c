@@ -1,0 +1,316 @@
+/* The int8 linear layer: each row is quantized by its own largest value, multiplied in integers and scaled back.
+ *
+ * Integer sums are exact in any order, and everything else is done lane by lane in one fixed order, so a row's answer
+ * is the same bits on AMX and on VNNI, alone and in company, on one thread and on many.
+ */
+#include "headrace.h"
+
+#include <string.h>
+
+HR_EXPORT void hr_pack(const int8_t *weight, int64_t outputs, int64_t inputs, int8_t *packed, int32_t *offset) {
+    int64_t kp = hr_round_up(inputs, 64), np = hr_round_up(outputs, 64);
+    memset(packed, 0, (size_t)(kp * np));
+    memset(offset, 0, (size_t)np * sizeof *offset);
+    for (int64_t n = 0; n < outputs; n++) {
+        int8_t *column = packed + n / 16 * kp * 16 + n % 16 * 4;
+        int32_t sum = 0;
+        for (int64_t k = 0; k < inputs; k++) {
+            int8_t w = weight[n * inputs + k];
+            column[k / 4 * 64 + k % 4] = w;
+            sum += w;
+        }
+        offset[n] = -128 * sum;
+    }
+}
+
+#if defined(__x86_64__)
+#include "vector.h"
+
+#include <omp.h>
+
+/* Rows quantized at a time: small enough to stay in the second-level cache beside the weights. */
+#ifndef RB
+#define RB 128
+#endif
+#ifndef PREFETCH_TO
+#define PREFETCH_TO _MM_HINT_T0
+#endif
+enum { ROW_BLOCK = RB };
+/* Below this many multiplications a second thread costs more than it brings. */
+enum { WORTH_A_THREAD = 1 << 21 };
+
+/* Bits of |x| order like integers, and NaN above infinity above all numbers: one maximum finds both. */
+HR_AVX512 HR_INLINE __m512i magnitude(__m512 x) {
+    return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+}
+
+HR_AVX512 static float largest_magnitude(const float *x, int64_t k) {
+    __m512i m0 = _mm512_setzero_si512(), m1 = m0, m2 = m0, m3 = m0;
+    int64_t j = 0;
+    for (; j + 64 <= k; j += 64) {
+        m0 = _mm512_max_epi32(m0, magnitude(_mm512_loadu_ps(x + j)));
+        m1 = _mm512_max_epi32(m1, magnitude(_mm512_loadu_ps(x + j + 16)));
+        m2 = _mm512_max_epi32(m2, magnitude(_mm512_loadu_ps(x + j + 32)));
+        m3 = _mm512_max_epi32(m3, magnitude(_mm512_loadu_ps(x + j + 48)));
+    }
+    for (; j < k; j += 16) m0 = _mm512_max_epi32(m0, magnitude(_mm512_maskz_loadu_ps(hr_first(k - j), x + j)));
+    m0 = _mm512_max_epi32(_mm512_max_epi32(m0, m1), _mm512_max_epi32(m2, m3));
+    union { int bits; float value; } largest = {.bits = _mm512_reduce_max_epi32(m0)};
+    return largest.value;
+}
+
+HR_AVX512 HR_INLINE __m512i rounded(__m512 x, __m512 inverse) { return _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)); }
+
+/* 64 quantized values of x, of which only the first `left` are read. */
+HR_AVX512 HR_INLINE __m512i quantized_64(const float *x, int64_t left, __m512 inverse) {
+    __m512i v[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        int64_t rest = left - 16 * i;
+        __m512 part = rest <= 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(hr_first(rest), x + 16 * i);
+        v[i] = rounded(part, inverse);
+    }
+    /* packing works within 128-bit lanes; the permutation puts its fours back in order */
+    __m512i low = _mm512_packs_epi32(v[0], v[1]), high = _mm512_packs_epi32(v[2], v[3]);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
+}
+
+/* One row to int8 (plus 128 where `flip` says so: VNNI multiplies u8 by s8). Returns the row's scale; NaN for a row
+ * that holds NaN or infinity, whose values then count as zero. */
+HR_AVX512 static float quantize_row(const float *x, int64_t k, int64_t kp, uint8_t *out, __m512i flip) {
+    float largest = largest_magnitude(x, k);
+    if (!(largest <= __FLT_MAX__)) {
+        for (int64_t j = 0; j < kp; j += 64) _mm512_store_si512(out + j, flip);
+        return __builtin_nanf("");
+    }
+    float scale = largest / 127.0f;
+    if (!(scale > 1e-20f)) scale = 1e-20f;
+    __m512 inverse = hr_set(1.0f / scale);
+    int64_t j = 0;
+    for (; j + 64 <= k; j += 64) _mm512_store_si512(out + j, _mm512_xor_si512(flip, quantized_64(x + j, 64, inverse)));
+    if (j < k) _mm512_store_si512(out + j, _mm512_xor_si512(flip, quantized_64(x + j, k - j, inverse)));
+    return scale;
+}
+
+/* int32 sum -> answer. The order of these operations is the torch fallback's. */
+HR_AVX512 HR_INLINE __m512 finish(__m512i sum, __m512 row_scale, __m512 scale, __m512 bias, const int activation) {
+    __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(row_scale, scale));
+    return hr_activate(_mm512_add_ps(y, bias), activation);
+}
+
+typedef struct {
+    const hr_linear *layer;
+    const uint8_t *q;      /* quantized rows, kp bytes each */
+    const float *row_scale;
+    int64_t rows, kp, first, last;
+    float *y;
+    int64_t y_stride;
+} product;
+
+enum { VNNI_ROWS = 6 };
+
+/* `rows` x 64 outputs in registers: 24 sums, four weights, one broadcast activation. */
+HR_AVX512 HR_INLINE void vnni_tile(const product *p, const int rows, int64_t row, int64_t column, const int activation) {
+    const hr_linear *layer = p->layer;
+    const int64_t kp = p->kp, panel = kp * 16;
+    const uint8_t *a = p->q + row * kp;
+    const int8_t *w = layer->weight + column * kp;
+    __m512i sum[VNNI_ROWS][4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        __m512i start = _mm512_loadu_si512(layer->offset + column + 16 * j);
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; i++) sum[i][j] = start;
+    }
+    for (int64_t k = 0; k < kp; k += 4) {
+        const int8_t *at = w + k * 16;
+        __m512i b0 = _mm512_loadu_si512(at), b1 = _mm512_loadu_si512(at + panel);
+        __m512i b2 = _mm512_loadu_si512(at + 2 * panel), b3 = _mm512_loadu_si512(at + 3 * panel);
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; i++) {
+            int32_t four;
+            __builtin_memcpy(&four, a + i * kp + k, 4);
+            __m512i x = _mm512_set1_epi32(four);
+            sum[i][0] = _mm512_dpbusd_epi32(sum[i][0], x, b0);
+            sum[i][1] = _mm512_dpbusd_epi32(sum[i][1], x, b1);
+            sum[i][2] = _mm512_dpbusd_epi32(sum[i][2], x, b2);
+            sum[i][3] = _mm512_dpbusd_epi32(sum[i][3], x, b3);
+        }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        int64_t left = layer->outputs - column - 16 * j;
+        if (left <= 0) break;
+        __m512 scale = _mm512_loadu_ps(layer->scale + column + 16 * j);
+        __m512 bias = _mm512_loadu_ps(layer->bias + column + 16 * j);
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; i++)
+            _mm512_mask_storeu_ps(p->y + (row + i) * p->y_stride + column + 16 * j, hr_first(left),
+                                  finish(sum[i][j], hr_set(p->row_scale[row + i]), scale, bias, activation));
+    }
+}
+
+HR_AVX512 HR_INLINE void vnni_rest(const product *p, int64_t row, int64_t column, const int activation) {
+    switch (p->rows - row) {
+    case 1: vnni_tile(p, 1, row, column, activation); break;
+    case 2: vnni_tile(p, 2, row, column, activation); break;
+    case 3: vnni_tile(p, 3, row, column, activation); break;
+    case 4: vnni_tile(p, 4, row, column, activation); break;
+    case 5: vnni_tile(p, 5, row, column, activation); break;
+    default: break;
+    }
+}
+
+HR_AVX512 HR_INLINE void vnni_product(const product *p, const int activation) {
+    for (int64_t column = p->first; column < p->last; column += 64) {
+        int64_t row = 0;
+        for (; row + VNNI_ROWS <= p->rows; row += VNNI_ROWS) vnni_tile(p, VNNI_ROWS, row, column, activation);
+        vnni_rest(p, row, column, activation);
+    }
+}
+
+typedef struct __attribute__((packed)) {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tile_shapes;
+
+HR_AMX_TARGET static void configure_tiles(void) {
+    tile_shapes shapes;
+    memset(&shapes, 0, sizeof shapes);
+    shapes.palette = 1;
+    for (int i = 0; i < 8; i++) {
+        shapes.row_bytes[i] = 64;
+        shapes.rows[i] = 16;
+    }
+    /* gcc does not know that the load reads the struct and would drop the stores above */
+    __asm__ volatile("" : : "r"(&shapes) : "memory");
+    _tile_loadconfig(&shapes);
+}
+
+HR_AMX_TARGET static void release_tiles(void) { _tile_release(); }
+
+/* 16 or 32 rows x 32 outputs of sums into `sums` (32 x 32). Rows beyond p->rows are there but mean nothing.
+ * Meanwhile lines [from, to) of every 32 of the next columns' weights are fetched. */
+HR_AMX_TARGET HR_INLINE void amx_sums(const product *p, int64_t row, int64_t column, const int two, int64_t from,
+                                      int64_t to, int32_t *sums) {
+    const int64_t kp = p->kp;
+    const uint8_t *a = p->q + row * kp;
+    const int8_t *w = p->layer->weight + column * kp;
+    _tile_zero(0);
+    _tile_zero(1);
+    if (two) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t k = 0; k < kp; k += 64) {
+        _tile_loadd(4, a + k, kp);
+        _tile_loadd(6, w + k * 16, 64);
+        _tile_dpbssd(0, 4, 6);
+        _tile_loadd(7, w + kp * 16 + k * 16, 64);
+        _tile_dpbssd(1, 4, 7);
+        if (two) {
+            _tile_loadd(5, a + 16 * kp + k, kp);
+            _tile_dpbssd(2, 5, 6);
+            _tile_dpbssd(3, 5, 7);
+        }
+        for (int64_t line = from; line < to; line++)
+            _mm_prefetch((const char *)w + kp * 32 + k * 32 + line * 64, PREFETCH_TO);
+    }
+    _tile_stored(0, sums, 128);
+    _tile_stored(1, sums + 16, 128);
+    if (two) {
+        _tile_stored(2, sums + 16 * 32, 128);
+        _tile_stored(3, sums + 16 * 32 + 16, 128);
+    }
+}
+
+HR_AMX_TARGET HR_INLINE void amx_finish(const product *p, int64_t row, int64_t column, const int32_t *sums,
+                                        const int activation) {
+    int64_t rows = hr_min(p->rows - row, 32);
+    for (int half = 0; half < 2; half++) {
+        int64_t at = column + 16 * half, left = p->layer->outputs - at;
+        if (left <= 0) break;
+        __mmask16 mask = hr_first(left);
+        __m512 scale = _mm512_loadu_ps(p->layer->scale + at), bias = _mm512_loadu_ps(p->layer->bias + at);
+        float *y = p->y + row * p->y_stride + at;
+        for (int64_t i = 0; i < rows; i++) {
+            __m512i sum = _mm512_load_si512(sums + i * 32 + 16 * half);
+            _mm512_mask_storeu_ps(y + i * p->y_stride, mask,
+                                  finish(sum, hr_set(p->row_scale[row + i]), scale, bias, activation));
+        }
+    }
+}
+
+HR_AMX_TARGET HR_INLINE void amx_product(const product *p, const int activation) {
+    int32_t sums[32 * 32] __attribute__((aligned(64)));
+    const int64_t squares = (p->rows + 31) / 32;
+    for (int64_t column = p->first; column < p->last; column += 32)
+        for (int64_t s = 0; s < squares; s++) {
+            const int64_t row = s * 32, from = 32 * s / squares, to = 32 * (s + 1) / squares;
+            if (row + 16 < p->rows) amx_sums(p, row, column, 1, from, to, sums);
+            else amx_sums(p, row, column, 0, from, to, sums);
+            amx_finish(p, row, column, sums, activation);
+        }
+}
+
+#define FOR_EACH_ACTIVATION(call, p)                                                                                   \
+    switch ((p)->layer->activation) {                                                                                  \
+    case HR_RELU: call(p, HR_RELU); break;                                                                             \
+    case HR_GELU: call(p, HR_GELU); break;                                                                             \
+    case HR_GELU_TANH: call(p, HR_GELU_TANH); break;                                                                   \
+    case HR_SILU: call(p, HR_SILU); break;                                                                             \
+    default: call(p, HR_IDENTITY); break;                                                                              \
+    }
+
+HR_AVX512 static void multiply_vnni(const product *p) { FOR_EACH_ACTIVATION(vnni_product, p) }
+HR_AMX_TARGET static void multiply_amx(const product *p) { FOR_EACH_ACTIVATION(amx_product, p) }
+
+HR_AVX512 int hr_linear_rows(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, int64_t first,
+                             int64_t last, float *y, int64_t y_stride, enum hr_isa isa) {
+    const int64_t kp = hr_round_up(layer->inputs, 64);
+    const int64_t most = hr_round_up(hr_min(rows, ROW_BLOCK), 32);
+    uint8_t *q = hr_scratch(HR_SLOT_QUANTIZED, (size_t)(most * kp + ROW_BLOCK * 4));
+    if (!q) return -1;
+    float *row_scale = (float *)(q + most * kp);
+    const __m512i flip = _mm512_set1_epi8(isa == HR_AMX ? 0 : -128);
+    if (isa == HR_AMX) configure_tiles();
+    for (int64_t row = 0; row < rows; row += ROW_BLOCK) {
+        int64_t here = hr_min(rows - row, ROW_BLOCK);
+        for (int64_t i = 0; i < here; i++)
+            row_scale[i] = quantize_row(x + (row + i) * x_stride, layer->inputs, kp, q + i * kp, flip);
+        product p = {layer, q, row_scale, here, kp, first, last, y + row * y_stride, y_stride};
+        if (isa == HR_AMX) multiply_amx(&p);
+        else multiply_vnni(&p);
+    }
+    if (isa == HR_AMX) release_tiles();
+    return 0;
+}
+
+/* Thread t of n gets rows where there are many, else columns; either way every answer is computed alike. */
+static int hr_share(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t y_stride,
+                    enum hr_isa isa, int64_t t, int64_t n) {
+    int64_t columns = hr_round_up(layer->outputs, 64) / 64, step = 32;
+    if (rows >= 2 * step * n) {
+        int64_t tiles = (rows + step - 1) / step;
+        int64_t first = tiles * t / n * step, last = hr_min(tiles * (t + 1) / n * step, rows);
+        return hr_linear_rows(layer, x + first * x_stride, x_stride, last - first, 0, layer->outputs,
+                              y + first * y_stride, y_stride, isa);
+    }
+    int64_t first = columns * t / n * 64, last = hr_min(columns * (t + 1) / n * 64, layer->outputs);
+    return first < last ? hr_linear_rows(layer, x, x_stride, rows, first, last, y, y_stride, isa) : 0;
+}
+
+/* y = activation(x @ weight.T * scale + bias) for `rows` rows. Returns 0, or -1 when memory is out. */
+HR_EXPORT int hr_linear_run(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y,
+                            int64_t y_stride, int isa, int threads) {
+    if (threads <= 1 || rows * layer->outputs * layer->inputs < WORTH_A_THREAD)
+        return hr_linear_rows(layer, x, x_stride, rows, 0, layer->outputs, y, y_stride, (enum hr_isa)isa);
+    int failed = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    failed |= hr_share(layer, x, x_stride, rows, y, y_stride, (enum hr_isa)isa, omp_get_thread_num(),
+                       omp_get_num_threads());
+    return failed ? -1 : 0;
+}
+#endif

@@ -1,0 +1,174 @@
+"""A replica: batches in, answers written to Redis, fates out. No Ray here; a Serve deployment wraps it.
+
+While one batch computes, the next is unpacked and tokenized on another thread, and the answers of the last
+are on their way: three stages, each with a thread or the event loop of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.answers import write_answers
+from headrace.codec import MAX_PAYLOAD_BYTES
+from headrace.connection import commands
+from headrace.errors import DecodeError, FailureCode
+from headrace.messages import (
+    Batch,
+    BatchOutcome,
+    Envelope,
+    Fate,
+    LaneEntry,
+    Status,
+    pack_answer,
+    pack_failure,
+    unpack_payload,
+)
+from headrace.scripts import Answer
+from headrace_workers.engines.base import Engine, ItemError, Prepared
+
+__all__ = ["Replica"]
+
+log = logging.getLogger("headrace.replica")
+
+
+@dataclass(slots=True)
+class _Task:
+    """One job on its way through the replica: in the end it has an output or an error."""
+
+    entry: LaneEntry
+    envelope: Envelope
+    item: Prepared | None = None
+    output: Any = None
+    error: ItemError | None = None
+
+
+class Replica:
+    """Hosts one engine and answers the jobs of one model.
+
+    Args:
+        model: the name under which producers know it.
+        engine: runs the jobs.
+        redis_url: where answers go.
+    """
+
+    def __init__(self, model: str, engine: Engine, *, redis_url: str) -> None:
+        self.model = model
+        self.engine = engine
+        self._redis = commands(redis_url)
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="headrace-prepare")
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="headrace-compute")
+
+    async def run(self, message: bytes) -> bytes:
+        """Run a packed `Batch`; the packed `BatchOutcome` tells the fate of every job.
+
+        Returns only when every answer is in Redis, however long Redis takes to come back.
+        """
+        loop = asyncio.get_running_loop()
+        batch, received_s = Batch.from_bytes(message), time.monotonic()
+        tasks = await loop.run_in_executor(self._preparing, self._prepare, batch)
+        run_s = await loop.run_in_executor(self._computing, self._compute, tasks, batch.now_ms, received_s)
+        answers = await loop.run_in_executor(self._preparing, self._answers, batch, tasks, run_s)
+        written = await write_answers(self._redis, self.model, answers)
+        return BatchOutcome(
+            fates=[Fate.ANSWERED if visible else Fate.LATE for visible in written],
+            tokens=[task.item.tokens if task.item else 0 for task in tasks],
+            run_s=run_s,
+        ).to_bytes()
+
+    # -- preparing --------------------------------------------------------------------------------------
+
+    def _prepare(self, batch: Batch) -> list[_Task]:
+        tasks = [_Task(entry, entry.envelope) for entry in batch.entries]
+        requests: list[tuple[_Task, tuple[Any, dict[str, Any]]]] = []
+        for task in tasks:
+            try:
+                requests.append((task, unpack_payload(task.entry.payload)))
+            except DecodeError as error:
+                task.error = ItemError(FailureCode.UNDECODABLE, error.reason, hint="docs/wire.md has the format")
+        prepared = self.engine.prepare([request for _, request in requests])
+        for (task, _), item in zip(requests, prepared, strict=True):
+            if isinstance(item, ItemError):
+                task.error = item
+            else:
+                task.item = item
+        return tasks
+
+    # -- computing --------------------------------------------------------------------------------------
+
+    def _compute(self, tasks: Sequence[_Task], now_ms: int, received_s: float) -> float:
+        """Run what can be run; returns the seconds it took."""
+        now_ms += int((time.monotonic() - received_s) * 1000)
+        for task in tasks:
+            if task.item is not None and 0 < task.envelope.deadline_ms <= now_ms:
+                task.item, task.error = None, _expired()
+        runnable = [task for task in tasks if task.item is not None]
+        started_s = time.monotonic()
+        if runnable:
+            self._run_engine(runnable)
+        return time.monotonic() - started_s
+
+    def _run_engine(self, tasks: Sequence[_Task]) -> None:
+        try:
+            outputs = self.engine.run([task.item for task in tasks if task.item is not None])
+            if len(outputs) != len(tasks):
+                raise RuntimeError(f"the engine gave {len(outputs)} outputs for {len(tasks)} jobs")
+        except Exception as error:
+            if len(tasks) > 1:
+                log.warning("a batch of %d failed (%r); its jobs run one by one", len(tasks), error)
+                for task in tasks:
+                    self._run_engine([task])
+                return
+            log.exception("job %s failed alone", tasks[0].envelope.job_id)
+            outputs = [ItemError(FailureCode.ENGINE_FAILED, f"{type(error).__name__}: {error}", retryable=True)]
+        for task, output in zip(tasks, outputs, strict=True):
+            if isinstance(output, ItemError):
+                task.error = output
+            else:
+                task.output = output
+
+    # -- answering --------------------------------------------------------------------------------------
+
+    def _answers(self, batch: Batch, tasks: Sequence[_Task], run_s: float) -> list[Answer]:
+        return [self._answer(task, batch.now_ms, run_s) for task in tasks]
+
+    def _answer(self, task: _Task, now_ms: int, run_s: float) -> Answer:
+        status, body = self._body(task, now_ms, run_s)
+        return Answer(task.entry.priority, task.entry.entry_id, task.entry.text, status, body)
+
+    def _body(self, task: _Task, now_ms: int, run_s: float) -> tuple[Status, bytes]:
+        if task.error is None:
+            try:
+                body = pack_answer(
+                    task.output,
+                    input_tokens=task.item.tokens if task.item else 0,
+                    queued_ms=float(max(0, now_ms - task.envelope.submitted_ms)),
+                    run_ms=run_s * 1000,
+                    variant=self.engine.info.variant,
+                )
+            except DecodeError as error:
+                task.error = ItemError(FailureCode.ENGINE_FAILED, f"the engine's output {error.reason}")
+            else:
+                if len(body) <= MAX_PAYLOAD_BYTES:
+                    return Status.OK, body
+                task.error = ItemError(
+                    FailureCode.OUTPUT_TOO_LARGE, f"{len(body):,} bytes; the limit is {MAX_PAYLOAD_BYTES:,}"
+                )
+        failure = task.error
+        status = Status.EXPIRED if failure.code == FailureCode.EXPIRED else Status.ERROR
+        return status, pack_failure(failure.code, failure.message, hint=failure.hint, retryable=failure.retryable)
+
+    async def close(self) -> None:
+        """Finish what computes, then let go of threads and connections."""
+        self._preparing.shutdown()
+        self._computing.shutdown()
+        await self._redis.aclose()
+
+
+def _expired() -> ItemError:
+    return ItemError(FailureCode.EXPIRED, "the deadline passed before the job ran", hint="submit with more time")
