@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 from redis.asyncio import Redis
 
 from headrace import scripts
-from headrace.connection import commands, execute, redacted, resolve_url, translated
+from headrace.connection import BLOCK_MS, commands, execute, redacted, resolve_url, translated
 from headrace.errors import (
     QueueFullError,
     ResultGoneError,
@@ -39,6 +39,7 @@ from headrace.window import Window
 __all__ = ["AsyncClient"]
 
 _RETRY_AFTER_S: Final = 1.0
+_FIRST_PAUSE_S: Final = 0.05
 _LONGEST_POLL_S: Final = 0.5
 _FORGET_AT: Final = 256
 _FORGET_AFTER_S: Final = 0.25
@@ -67,6 +68,7 @@ class AsyncClient:
         self._consumed: dict[str, list[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._forgetter: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({redacted(self.url)!r})"
@@ -80,10 +82,16 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop reading, delete what was consumed and close the connections. Jobs go on."""
+        """Stop reading, delete what was consumed and close the connections. Jobs go on.
+
+        Whoever still waits for an answer is told by a `RuntimeError`.
+        """
+        self._closed = True
         for reader in self._readers.values():
             await reader.close()
         self._readers.clear()
+        for demultiplexer in self._answers.values():
+            demultiplexer.fail(_closed_error())
         self._forget()
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -119,11 +127,12 @@ class AsyncClient:
             InvalidJobError, UnknownModelError.
         """
         receipts = await self._hand_over(jobs)
-        pause_s = 0.05
+        pause_s, before = _FIRST_PAUSE_S, 0
         while refused := [n for n, receipt in enumerate(receipts) if not receipt.accepted]:
-            raise_refusals([receipt for receipt in receipts if receipt.outcome is SubmitOutcome.UNKNOWN_MODEL])
+            raise_refusals(receipts, of=SubmitOutcome.UNKNOWN_MODEL)
+            pause_s = min(_RETRY_AFTER_S, 2 * pause_s) if len(refused) == before else _FIRST_PAUSE_S
+            before = len(refused)
             await asyncio.sleep(random.uniform(0.5, 1.5) * pause_s)
-            pause_s = min(_RETRY_AFTER_S, 2 * pause_s)
             for n, receipt in zip(refused, await self._hand_over([jobs[n] for n in refused]), strict=True):
                 receipts[n] = receipt
         return receipts
@@ -134,23 +143,27 @@ class AsyncClient:
         receipts: dict[int, Receipt] = {}
         for (model, priority, inbox, tenant), places in self._calls(jobs):
             envelopes = [
-                (jobs[n].id, round((jobs[n].deadline_s or 0) * 1000), jobs[n].traceparent or "-", payloads[n])
-                for n in places
+                (jobs[n].id, _milliseconds(jobs[n].deadline_s), jobs[n].traceparent or "-", payloads[n]) for n in places
             ]
             opened = self._open(model, [jobs[n].id for n in places]) if inbox == self.inbox else set()
-            outcomes = await scripts.submit(
-                self._redis,
-                model,
-                envelopes,
-                priority=PRIORITIES.index(priority),
-                token=new_token(),
-                inbox=inbox,
-                tenant=tenant,
-            )
-            for n, outcome in zip(places, outcomes, strict=True):
-                receipts[n] = Receipt(model, jobs[n].id, inbox, outcome)
-                if outcome is not SubmitOutcome.ACCEPTED and jobs[n].id in opened:
-                    self._demultiplexer(model).withdraw(jobs[n].id)
+            accepted: set[str] = set()
+            try:
+                outcomes = await scripts.submit(
+                    self._redis,
+                    model,
+                    envelopes,
+                    priority=PRIORITIES.index(priority),
+                    token=new_token(),
+                    inbox=inbox,
+                    tenant=tenant,
+                )
+                for n, outcome in zip(places, outcomes, strict=True):
+                    again = jobs[n].id in accepted  # the script takes that for a replay
+                    receipts[n] = Receipt(model, jobs[n].id, inbox, SubmitOutcome.DUPLICATE if again else outcome)
+                    if outcome is SubmitOutcome.ACCEPTED:
+                        accepted.add(jobs[n].id)
+            finally:
+                self._withdraw(model, opened - accepted)
         return [receipts[n] for n in range(len(jobs))]
 
     def _calls(self, jobs: Sequence[Job]) -> Iterable[tuple[tuple[str, str, str, str], list[int]]]:
@@ -166,6 +179,12 @@ class AsyncClient:
         """Expect answers, before the jobs can be answered; returns those that were not expected before."""
         demultiplexer = self._demultiplexer(model)
         return {job_id for job_id in job_ids if demultiplexer.open(job_id)}
+
+    def _withdraw(self, model: str, job_ids: Iterable[str]) -> None:
+        """Expect these answers no more; who began to wait for one meanwhile is served from the job's record."""
+        for job_id in job_ids:
+            for deliver in self._answers[model].withdraw(job_id):
+                self._spawn(self._fetch_for(model, job_id, deliver))
 
     # -- waiting for answers ----------------------------------------------------------------------------
 
@@ -218,6 +237,8 @@ class AsyncClient:
         pause_s = 0.02
         while not (status := await self.status(job_id, model=model)).state.ended:
             await asyncio.sleep(pause_s)
+            if self._closed:
+                raise _closed_error()
             pause_s = min(_LONGEST_POLL_S, 1.5 * pause_s)
         return await self._fetch(model, job_id, status.inbox, status.entry_id)
 
@@ -241,13 +262,15 @@ class AsyncClient:
         """
         window, source = Window(self, in_flight=in_flight, ordered=ordered), iter(jobs)
         exhausted = False
-        while not (exhausted and window.empty):
+        while True:
             if not exhausted and window.wants_more:
                 chunk = list(islice(source, min(window.room, scripts.MAX_JOBS)))
                 exhausted = not chunk
                 await window.put(chunk)
             if exhausted or not window.wants_more:
-                for result in await window.take():
+                if not (results := await window.take()):
+                    return
+                for result in results:
                     yield result
 
     async def results(
@@ -265,7 +288,8 @@ class AsyncClient:
             idle_s: stop after this long without news; None never stops.
         """
         last_news = time.monotonic()
-        entries_of_reads = entries_after(self.url, model, inbox, after)
+        block_ms = BLOCK_MS if idle_s is None else max(1, min(BLOCK_MS, int(idle_s * 1000)))
+        entries_of_reads = entries_after(self.url, model, inbox, after, block_ms=block_ms)
         try:
             async for entries in entries_of_reads:
                 for entry_id, fields in entries:
@@ -339,12 +363,11 @@ class AsyncClient:
         """
         demultiplexer = self._demultiplexer(receipt.model)
         if not demultiplexer.wait(receipt.id, deliver):
-            self._spawn(self._fetch_for(receipt, deliver))
+            self._spawn(self._fetch_for(receipt.model, receipt.id, deliver))
 
-    async def _fetch_for(self, receipt: Receipt, deliver: Deliver) -> None:
+    async def _fetch_for(self, model: str, job_id: str, deliver: Deliver) -> None:
         try:
-            entry = await self._own_entry(receipt.model, receipt.id)
-            deliver(entry or await self._recorded_entry(receipt.model, receipt.id))
+            deliver(await self._own_entry(model, job_id) or await self._recorded_entry(model, job_id))
         except Exception as error:
             deliver(error)
 
@@ -374,11 +397,22 @@ class AsyncClient:
 
     def _demultiplexer(self, model: str) -> Demultiplexer:
         """The model's demultiplexer, with a live reader to feed it."""
+        if self._closed:
+            raise _closed_error()
         demultiplexer = self._answers.setdefault(model, Demultiplexer())
         reader = self._readers.get(model)
         if reader is None or reader.failed:
             self._readers[model] = InboxReader(self.url, model, self.inbox, demultiplexer)
         return demultiplexer
+
+
+def _closed_error() -> RuntimeError:
+    return RuntimeError("the client is closed; the job goes on, and another client can ask for its answer by its id")
+
+
+def _milliseconds(deadline_s: float | None) -> int:
+    """A deadline as SUBMIT takes it, where 0 is none."""
+    return 0 if deadline_s is None else max(1, round(deadline_s * 1000))
 
 
 def settle(future: asyncio.Future[InboxEntry], answer: InboxEntry | BaseException) -> None:
@@ -399,9 +433,9 @@ async def _delete(client: Redis, key: str, entry_ids: Sequence[str]) -> None:
         return
 
 
-def raise_refusals(receipts: Sequence[Receipt]) -> None:
-    """Raise the error of the first refusal among receipts, if there is one."""
-    refused = next((receipt for receipt in receipts if not receipt.accepted), None)
+def raise_refusals(receipts: Sequence[Receipt], *, of: SubmitOutcome | None = None) -> None:
+    """Raise the error of the first refusal among receipts, if there is one (`of` a kind)."""
+    refused = next((r for r in receipts if not r.accepted and of in (None, r.outcome)), None)
     if refused is None:
         return
     count = sum(not receipt.accepted for receipt in receipts)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from itertools import islice
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from headrace import scripts
 from headrace.aio import AsyncClient
@@ -36,7 +38,12 @@ class _Runner:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="headrace-client", daemon=True)
         self.thread.start()
-        self.client = self.call(self._make(url, settings))
+        try:
+            self.client = self.call(self._make(url, settings))
+        except BaseException:
+            self._stop()
+            raise
+        _open.add(self)
 
     @staticmethod
     async def _make(url: str, settings: ClientSettings | None) -> AsyncClient:
@@ -44,18 +51,47 @@ class _Runner:
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the loop and wait; an interrupt of the caller cancels the work."""
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        except RuntimeError:  # the loop is closed
+            work.close()
+            raise _closed_error() from None
         try:
             return future.result()
+        except CancelledError:
+            raise _closed_error() from None
         except BaseException:
             future.cancel()
             raise
 
     def close(self) -> None:
-        self.call(self.client.aclose())
+        """Close the client, tell everybody who still waits on another thread, and end the loop."""
+        self.call(self._end())
+        self._stop()
+        _open.discard(self)
+
+    async def _end(self) -> None:
+        await self.client.aclose()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others)
+        await self.loop.shutdown_asyncgens()
+
+    def _stop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
+
+
+_open: Final[set[_Runner]] = set()
+"""Holds what is open, in a forked child too: the sockets of the parent's loop, were they collected in the child,
+would be taken out of the event queue that the kernel shares between both."""
+
+
+def _closed_error() -> RuntimeError:
+    return RuntimeError("the client is closed; the job goes on, and another client can ask for its answer by its id")
 
 
 class Client:
@@ -89,6 +125,9 @@ class Client:
             runner.close()
 
     def _here(self) -> _Runner:
+        runner = self._runner
+        if runner is not None and runner.pid == os.getpid():
+            return runner
         with self._lock:
             if self._runner is None or self._runner.pid != os.getpid():
                 self._runner = _Runner(self.url, self._settings)
@@ -132,13 +171,15 @@ class Client:
         runner, source = self._here(), iter(jobs)
         window = runner.call(_window(runner.client, in_flight, ordered))
         exhausted = False
-        while not (exhausted and window.empty):
+        while True:
             if not exhausted and window.wants_more:
                 chunk = list(islice(source, min(window.room, scripts.MAX_JOBS)))
                 exhausted = not chunk
                 runner.call(window.put(chunk))
             if exhausted or not window.wants_more:
-                yield from runner.call(window.take())
+                if not (results := runner.call(window.take())):
+                    return
+                yield from results
 
     def results(self, inbox: str, *, model: str, after: str = "0", idle_s: float | None = None) -> Iterator[Result]:
         """Consume an inbox that jobs name in their `inbox`; see `AsyncClient.results`."""
@@ -148,7 +189,8 @@ class Client:
             while (result := runner.call(anext(results, None))) is not None:
                 yield result
         finally:
-            runner.call(results.aclose())
+            with suppress(RuntimeError):  # the client was closed first, and the generator with it
+                runner.call(_finish(results))
 
     def trim(self, inbox: str, *, model: str, through: str) -> int:
         """Delete the entries of an inbox up to a cursor; see `AsyncClient.trim`."""
@@ -174,6 +216,15 @@ class Client:
         """Raise unless Redis answers."""
         runner = self._here()
         runner.call(runner.client.ping())
+
+
+async def _finish(results: AsyncGenerator[Result]) -> None:
+    """Close a generator, which may still be at the step that an interrupt cancelled a moment ago."""
+    while True:
+        try:
+            return await results.aclose()
+        except RuntimeError:  # it is running
+            await asyncio.sleep(0.001)
 
 
 async def _window(client: AsyncClient, in_flight: int, ordered: bool) -> Window:

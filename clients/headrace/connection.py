@@ -8,12 +8,13 @@ connection here. `commands` retries, and only ever carries replay-safe scripts a
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
-from urllib.parse import urlsplit, urlunsplit
 
 import hiredis
 import redis.asyncio
@@ -44,6 +45,8 @@ BLOCK_MS: Final = 1000
 
 _COMMAND_TIMEOUT_S: Final = 5.0
 _RETRIES: Final = 4
+_COMMANDS_AT_ONCE: Final = 32
+"""Callers beyond this many wait for each other: redis-py's pool refuses them instead."""
 
 
 def embedded_socket() -> Path:
@@ -63,43 +66,64 @@ def resolve_url(url: str | None = None) -> str:
 
 
 def redacted(url: str) -> str:
-    """The URL without its password and without its query, for logs and messages."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    user = f"{parts.username}:***@" if parts.username else ("***@" if parts.password else "")
-    return urlunsplit((parts.scheme, user + host, parts.path, "", ""))
+    """The URL without its password and its query, for logs and messages, however badly it is formed."""
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    credentials, at, place = rest.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    shown = f"{user}:***@" if user and colon else "***@" if at else ""
+    return scheme + separator + shown + place.partition("?")[0].partition("#")[0]
 
 
 def commands(url: str, *, timeout_s: float = _COMMAND_TIMEOUT_S, retries: int = _RETRIES) -> redis.asyncio.Redis:
     """A pool for replay-safe scripts and idempotent commands; it retries on lost connections and time-outs."""
-    return _client(
-        url,
-        socket_timeout=timeout_s,
-        retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=1.0), retries),
-    )
+    return _client(url, socket_timeout=timeout_s, retries=retries)
 
 
 def reads(url: str, *, block_ms: int = BLOCK_MS) -> redis.asyncio.Redis:
     """A connection for blocking reads; every failure surfaces, since the caller knows where it stood."""
-    return _client(
-        url,
-        socket_timeout=block_ms / 1000 + 3.0,
-        retry=Retry(NoBackoff(), 0),
-        single_connection_client=True,
-    )
+    return _client(url, socket_timeout=block_ms / 1000 + 3.0, retries=0, single_connection_client=True)
 
 
-def _client(url: str, **options: Any) -> redis.asyncio.Redis:
+def _client(url: str, *, socket_timeout: float, retries: int, **options: Any) -> redis.asyncio.Redis:
     try:
-        client = redis.asyncio.Redis.from_url(url, protocol=2, socket_connect_timeout=5.0, **options)
-    except ValueError as error:
-        raise RedisSetupError(f"not a Redis URL: {redacted(url)}: {error}") from None
-    pool = client.connection_pool
+        client = _Client.from_url(url, protocol=2, socket_connect_timeout=5.0, retry=Retry(NoBackoff(), 0), **options)
+        cast(_Client, client).retries = Retry(ExponentialWithJitterBackoff(base=0.02, cap=1.0), retries)
+        pool = client.connection_pool
+        # What the code relies on outranks the URL's query.
+        pool.connection_kwargs.update(protocol=2, decode_responses=False, socket_timeout=socket_timeout)
+        pool.make_connection()  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError):  # whose words may hold a part of the password
+        raise RedisSetupError(
+            f"not a Redis URL: {redacted(url)}; it must be like redis://user:password@host:6379/0, rediss://… or "
+            "unix:///path, with every special character of the password percent-encoded"
+        ) from None
     pool.connection_class = type("Packed", (_Packed, pool.connection_class), {})
     # Entries are read as flat field lists by their own parsers: a dict for each would be built for nothing.
     for command in ("XREAD", "XREADGROUP", "XRANGE", "XPENDING"):
         client.set_response_callback(command, cast(Any, _unchanged))
     return client
+
+
+class _Client(redis.asyncio.Redis):
+    """Runs a bounded number of commands at once, and tries each as a whole, connecting included.
+
+    redis-py retries inside a retry: a command that has to connect would be tried 25 times instead of five.
+    """
+
+    retries: Retry
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._turns = asyncio.Semaphore(_COMMANDS_AT_ONCE)
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        once = partial(super().execute_command, *args, **options)
+        async with self._turns:
+            return await self.retries.call_with_retry(once, _go_on)
+
+
+async def _go_on(_error: Exception) -> None:
+    """Nothing is to be done between two attempts: redis-py has closed the connection."""
 
 
 class _Packed:
@@ -130,15 +154,22 @@ async def translated(what: str) -> AsyncIterator[None]:
         raise RedisUnavailableError(f"{what}: {error or type(error).__name__}") from error
 
 
+_PASSING: Final = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    exceptions.ClusterDownError,
+    exceptions.TryAgainError,
+)
+
+
 def translate(error: exceptions.RedisError, what: str) -> RedisError:
     """The error of our tree that a redis-py error stands for."""
-    text = str(error)
+    text, cause = str(error), error.__cause__  # an error of the handshake is the cause of a lost connection
     if isinstance(error, exceptions.OutOfMemoryError) or "OOM command not allowed" in text:
         return RedisFullError(f"{what}: Redis is at maxmemory and refuses writes; retry later, or give it memory")
-    if isinstance(error, (exceptions.AuthenticationError, exceptions.NoPermissionError)):
-        return RedisSetupError(f"{what}: {text}; check the user and its ACL")
-    if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError)):
+    if any(isinstance(e, (exceptions.AuthenticationError, exceptions.NoPermissionError)) for e in (error, cause)):
+        return RedisSetupError(f"{what}: {text}; check the password, the user and its ACL")
+    if isinstance(error, _PASSING) or text.startswith(("MISCONF", "NOREPLICAS")):
         return RedisUnavailableError(f"{what}: {text or type(error).__name__}")
-    if text.startswith(("MISCONF", "NOREPLICAS", "READONLY", "CLUSTERDOWN", "TRYAGAIN")):
-        return RedisUnavailableError(f"{what}: {text}")
     return RedisError(f"{what}: {text}")

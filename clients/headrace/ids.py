@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 import re
 import secrets
 import time
@@ -21,9 +21,10 @@ _NAME = re.compile(NAME_PATTERN)
 
 def new_job_id() -> str:
     """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then 74 random bits."""
-    time_part, random = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10).hex()
-    variant = "89ab"[int(random[3], 16) & 3]
-    return f"{time_part[:8]}-{time_part[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:19]}"
+    # The generator is seeded by the system and again in every forked child; ids are unique, not secret.
+    time_part, bits = f"{time.time_ns() // 1_000_000:012x}", f"{random.getrandbits(76):019x}"
+    variant = "89ab"[int(bits[3], 16) & 3]
+    return f"{time_part[:8]}-{time_part[8:]}-7{bits[:3]}-{variant}{bits[4:7]}-{bits[7:]}"
 
 
 def new_inbox() -> str:

@@ -36,9 +36,9 @@ class Demultiplexer:
         self._pending[job_id] = []
         return True
 
-    def withdraw(self, job_id: str) -> None:
-        """The job was refused: no answer will come."""
-        self._pending.pop(job_id, None)
+    def withdraw(self, job_id: str) -> list[Deliver]:
+        """The job was refused, or is known from elsewhere: look there. Returns who waits already."""
+        return self._pending.pop(job_id, [])
 
     def wait(self, job_id: str, deliver: Deliver) -> bool:
         """Have `deliver` called once with the answer. False if none is pending here."""

@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+import redis.asyncio
+
 from headrace.connection import BLOCK_MS, execute, reads, translated
 from headrace.errors import RedisError, RedisSetupError, WireError
 from headrace.inbox import Demultiplexer
@@ -65,6 +67,8 @@ async def entries_after(
         while True:
             try:
                 async with translated(f"reading inbox of {model}"):
+                    if cursor == "$":
+                        cursor = await _last(connection, key)
                     reply = await execute(
                         connection, "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", key, cursor
                     )
@@ -83,6 +87,12 @@ async def entries_after(
     finally:
         with suppress(Exception):
             await connection.aclose()
+
+
+async def _last(connection: redis.asyncio.Redis, key: str) -> str:
+    """The last entry there is now. To XREAD, "$" means another moment with every call."""
+    entries = await execute(connection, "XREVRANGE", key, "+", "-", "COUNT", 1)
+    return str(entries[0][0], "ascii") if entries else "0"
 
 
 class InboxReader:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import redis.asyncio
 from redis.exceptions import NoScriptError
@@ -118,6 +118,11 @@ class Audit:
     dead: int = 0
     live: int = 0
 
+    @classmethod
+    def from_reply(cls, flat: Sequence[bytes]) -> Self:
+        """Read what the AUDIT script returns."""
+        return cls(**{name.decode(): int(number) for name, number in zip(flat[::2], flat[1::2], strict=True)})
+
     @property
     def finished(self) -> int:
         """Jobs that have their terminal entry."""
@@ -136,5 +141,4 @@ class Audit:
 
 async def audit(client: redis.asyncio.Redis, model: str) -> Audit:
     """Count a model's jobs, in one atomic step."""
-    flat = await AUDIT(client, keys_of(model).prefix, [])
-    return Audit(**{name.decode(): int(number) for name, number in zip(flat[::2], flat[1::2], strict=True)})
+    return Audit.from_reply(await AUDIT(client, keys_of(model).prefix, []))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from headrace.errors import WireError
 from headrace.messages.inbox import InboxEntry
-from headrace.messages.job import Job
+from headrace.messages.job import Job, Receipt
 from headrace.messages.result import Result
 
 if TYPE_CHECKING:
@@ -36,8 +35,10 @@ class Window:
         self._client = client
         self._in_flight = in_flight
         self._ordered = ordered
-        self._turns: deque[tuple[str, str]] = deque()
-        self._ready: dict[tuple[str, str], InboxEntry | BaseException] = {}
+        self._turns = 0
+        self._next_turn = 0
+        self._ready: dict[int, tuple[Receipt, InboxEntry | BaseException]] = {}
+        self._handed_out: list[tuple[str, InboxEntry]] = []
         self._news = asyncio.Event()
         self._open = 0
 
@@ -63,45 +64,49 @@ class Window:
             InvalidJobError, UnknownModelError.
         """
         for receipt in await self._client.submit_patiently(jobs):
-            key = (receipt.model, receipt.id)
             self._open += 1
-            self._turns.append(key)
-            self._client.deliver_to(receipt, partial(self._deliver, key))
+            self._client.deliver_to(receipt, partial(self._deliver, self._turns, receipt))
+            self._turns += 1
 
-    def _deliver(self, key: tuple[str, str], answer: InboxEntry | BaseException) -> None:
-        self._ready[key] = answer
+    def _deliver(self, turn: int, receipt: Receipt, answer: InboxEntry | BaseException) -> None:
+        self._ready[turn] = receipt, answer
         self._news.set()
 
     async def take(self) -> list[Result]:
         """The answers whose turn it is: at least one, unless the window is empty.
 
+        The client deletes them only with the next call, when the caller has seen every one of them.
+
         Raises:
             RedisError: the inbox cannot be read.
             WireError: an answer cannot be understood.
         """
-        while True:
+        for model, entry in self._handed_out:
+            self._client.consumed(model, entry)
+        self._handed_out.clear()
+        while not self.empty:
             self._news.clear()
-            keys = self._due()
-            if keys or self.empty:
-                return [self._hand_out(key) for key in keys]
+            if turns := self._due():
+                return [self._hand_out(turn) for turn in turns]
             await self._news.wait()
+        return []
 
-    def _due(self) -> list[tuple[str, str]]:
+    def _due(self) -> list[int]:
         if not self._ordered:
             return list(self._ready)
-        due = []
-        while self._turns and self._turns[0] in self._ready:
-            due.append(self._turns.popleft())
-        return due
+        first = self._next_turn
+        while self._next_turn in self._ready:
+            self._next_turn += 1
+        return list(range(first, self._next_turn))
 
-    def _hand_out(self, key: tuple[str, str]) -> Result:
-        answer = self._ready.pop(key)
+    def _hand_out(self, turn: int) -> Result:
+        receipt, answer = self._ready.pop(turn)
         self._open -= 1
         if isinstance(answer, BaseException):
             raise answer
         try:
-            result = answer.to_result(key[0])
+            result = answer.to_result(receipt.model)
         except WireError as error:
-            raise type(error)(f"job {key[1]}: {error}") from None
-        self._client.consumed(key[0], answer)
+            raise type(error)(f"job {receipt.id}: {error}") from None
+        self._handed_out.append((receipt.model, answer))
         return result

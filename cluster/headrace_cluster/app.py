@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import secrets
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,9 @@ def _pool(config: ServiceConfig, model: str, hosted: ModelConfig, pool: PoolConf
 class RouterReplica:
     """What Serve makes one actor of for each router: the routers of all models on one event loop."""
 
-    async def __init__(self, config: dict[str, Any], pools: dict[str, DeploymentHandle]) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it, on the loop the routers will run on
+        self, config: dict[str, Any], pools: dict[str, DeploymentHandle]
+    ) -> None:
         checked = ServiceConfig(**config)
         app, life = serve.get_replica_context().app_name, secrets.token_hex(4)
         self._drain_s = checked.router.drain_s
@@ -131,7 +134,12 @@ class RouterReplica:
         """For each model, what its router did so far and holds now."""
         return {
             model: dataclasses.asdict(router.counts)
-            | {"waiting": len(router.former), "in_flight": router.slots.in_flight, "replicas": router.slots.replicas}
+            | {
+                "waiting": len(router.former),
+                "in_flight": router.slots.in_flight,
+                "replicas": router.slots.replicas,
+                "process_cpu_s": time.process_time(),
+            }
             for model, router in self._routers.items()
         }
 

@@ -60,6 +60,8 @@ class WaitingJob:
     priority: int
     submitted_s: float
     deadline_s: float | None = None
+    attempts: int = 0
+    """How often it was dispatched and came back."""
     due_s: float = field(default=0.0, init=False)
     waiting: bool = field(default=False, init=False)
 
@@ -95,10 +97,13 @@ class BatchFormer:
         """How many jobs of a priority wait."""
         return self._of_priority[priority]
 
-    def add(self, job: WaitingJob, now_s: float, *, run_s: float = 0.0) -> None:
-        """Take a job in; `run_s` is how long its answer takes once it is dispatched."""
-        self._arrivals = self._recent_arrivals(now_s) + 1
+    def note_arrivals(self, count: int, now_s: float) -> None:
+        """Jobs have come, and are about to be added: this is how dense arrivals are known."""
+        self._arrivals = self._recent_arrivals(now_s) + count
         self._arrivals_at_s = now_s
+
+    def add(self, job: WaitingJob, *, run_s: float = 0.0) -> None:
+        """Take a job in; `run_s` is how long its answer takes once it is dispatched."""
         due_s = job.submitted_s + self.policy.patience_s[job.priority]
         if job.deadline_s is not None:
             due_s = min(due_s, job.deadline_s - run_s)

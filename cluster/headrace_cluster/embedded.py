@@ -30,6 +30,9 @@ __all__ = ["EmbeddedServer", "find_server"]
 _START_S: Final = 20.0
 _STOP_S: Final = 20.0
 _PR_SET_PDEATHSIG: Final = 1
+_MALLOC: Final = "glibc.malloc.tcache_count=60000:glibc.malloc.tcache_max=1032"
+"""A server built on glibc's malloc spends a quarter less on a script that touches many jobs with this; a
+server with an allocator of its own does not look at it."""
 
 
 def find_server() -> Path:
@@ -128,6 +131,7 @@ class EmbeddedServer:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                env={**os.environ, "GLIBC_TUNABLES": _MALLOC},
                 preexec_fn=_follow_parent() if self._die_with_parent else None,
             )
         self._wait_until_it_answers(log)

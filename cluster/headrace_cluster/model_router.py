@@ -18,7 +18,7 @@ from typing import Any, Final
 from headrace.answers import write_answers
 from headrace.connection import BLOCK_MS, commands
 from headrace.errors import DecodeError, FailureCode, RedisError
-from headrace.messages import Batch, BatchOutcome, Envelope, Fate, LaneEntry, Status, pack_failure
+from headrace.messages import Batch, BatchOutcome, Fate, LaneEntry, Status, pack_failure
 from headrace.registry import Limits, register
 from headrace.scripts import Answer
 from headrace.server_clock import ServerClock
@@ -68,15 +68,6 @@ class RouterCounts:
     refused: int = 0
     tokens: int = 0
     run_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _Held:
-    """A job in the router's hands."""
-
-    entry: LaneEntry
-    envelope: Envelope
-    attempts: int = 0
 
 
 class ModelRouter:
@@ -190,6 +181,7 @@ class ModelRouter:
         )
 
     def _take(self, entries: Sequence[LaneEntry]) -> None:
+        self.former.note_arrivals(len(entries), self._clock.now_s())
         for entry in entries:
             if entry.entry_id not in self._held:
                 self._take_one(entry)
@@ -204,7 +196,7 @@ class ModelRouter:
             return
         size = len(entry.payload)
         job = WaitingJob(
-            key=_Held(entry, envelope),
+            key=entry,
             tokens=self.estimate.tokens(size),
             bytes=size,
             priority=entry.priority,
@@ -215,7 +207,7 @@ class ModelRouter:
         self._held_bytes += size
         self._mean_bytes += 0.01 * (size - self._mean_bytes)
         if envelope.supported:
-            self.former.add(job, self._clock.now_s())
+            self.former.add(job)
         else:
             self._refuse(
                 [job],
@@ -256,7 +248,7 @@ class ModelRouter:
         """Send a batch to its replica, and see to every job of it."""
         self.counts.batches += 1
         self.counts.dispatched += len(jobs)
-        message = Batch(self.model, self._clock.now_ms(), [job.key.entry for job in jobs]).to_bytes()
+        message = Batch(self.model, self._clock.now_ms(), [job.key for job in jobs]).to_bytes()
         fates: Sequence[int] = [Fate.RETURNED] * len(jobs)
         try:
             outcome = BatchOutcome.from_bytes(await self._call(slot.replica, message))
@@ -298,20 +290,20 @@ class ModelRouter:
             self._let_go(job)
             return
         self.counts.returned += 1
-        job.key.attempts += 1
-        if job.key.attempts < self.policy.max_attempts:
-            self.former.add(job, self._clock.now_s())
+        job.attempts += 1
+        if job.attempts < self.policy.max_attempts:
+            self.former.add(job)
             return
         self._refuse(
             [job],
             FailureCode.POOL_FAILED,
-            f"no replica could run it in {job.key.attempts} attempts",
+            f"no replica could run it in {job.attempts} attempts",
             hint="see the replicas' logs",
             retryable=True,
         )
 
     def _let_go(self, job: WaitingJob) -> None:
-        if self._held.pop(job.key.entry.entry_id, None) is not None:
+        if self._held.pop(job.key.entry_id, None) is not None:
             self._held_bytes -= job.bytes
 
     # -- answers of the router's own ----------------------------------------------------------------------
@@ -348,7 +340,7 @@ class ModelRouter:
         self._spawn(self._write_refusals(jobs, status, body))
 
     async def _write_refusals(self, jobs: Sequence[WaitingJob], status: Status, body: bytes) -> None:
-        entries = [job.key.entry for job in jobs]
+        entries = [job.key for job in jobs]
         await write_answers(
             self._redis,
             self.model,

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from headrace_workers.engines.factory import EngineConfig, make_engine
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -14,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from headrace_cluster.pool_port import BatchFailedError, PoolPort, ReplicaLostError
 from headrace_cluster.replicas import replicas_of
 from headrace_workers import node
+from headrace_workers.engines.factory import EngineConfig, make_engine
 from headrace_workers.replica import Replica
 
 __all__ = ["JoinedPools", "PoolReplica", "ServePool"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import yaml
-from headrace_workers.engines.factory import EngineConfig
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -21,6 +20,7 @@ from headrace.messages.job import explain
 from headrace.registry import Limits
 from headrace_cluster.batch_former import FormingPolicy
 from headrace_cluster.model_router import RoutingPolicy
+from headrace_workers.engines.factory import EngineConfig
 
 __all__ = ["BatchingConfig", "ModelConfig", "PoolConfig", "RouterConfig", "ServiceConfig", "load_config"]
 

@@ -4,33 +4,53 @@
 -- ARGV     for each job: priority, lane entry id, envelope, status, body
 -- Returns  one number a job: 1 this call ended it, 0 somebody had ended it before
 --
--- The fence is XACK's return value: whoever acknowledges first writes the one terminal entry, and
--- everybody later, a replay of this call included, is told 0 and changes nothing.
+-- The fence is XACK: whoever acknowledges first writes the one terminal entry, and everybody later, a replay
+-- of this call included, is told 0 and changes nothing. Entries are acknowledged by lanes, many at once. If
+-- all of a lane's were still pending, all are this call's to end; if not, XDEL tells which: an entry is only
+-- ever deleted in the step that acknowledges it, so one that is still there was acknowledged just now.
 local prefix = KEYS[1]
 local retention = redis.call('HGET', prefix .. 'meta', 'retention_ms') or '3600000'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local finished = string.format(' %.0f ', now)
-local codes, ended, tenants, inboxes = {}, {}, {}, {}
+local jobs = #ARGV / 5
+local lanes, codes, ended, tenants, inboxes = {}, {}, {}, {}, {}
 
-for n = 1, #ARGV / 5 do
-  local at = (n - 1) * 5
-  local priority, entry, envelope, status = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
-  local lane = prefix .. 'q:' .. priority
-  if redis.call('XACK', lane, 'g', entry) == 0 then
-    codes[n] = 0
+for n = 1, jobs do
+  local lane = prefix .. 'q:' .. ARGV[n * 5 - 4]
+  local entries = lanes[lane]
+  if not entries then
+    entries = {}
+    lanes[lane] = entries
+  end
+  entries[#entries + 1] = ARGV[n * 5 - 3]
+  codes[n] = 1
+end
+
+for lane, entries in pairs(lanes) do
+  if redis.call('XACK', lane, 'g', unpack(entries)) == #entries then
+    redis.call('XDEL', lane, unpack(entries))
   else
-    redis.call('XDEL', lane, entry)
+    for n = 1, jobs do
+      if prefix .. 'q:' .. ARGV[n * 5 - 4] == lane then
+        codes[n] = redis.call('XDEL', lane, ARGV[n * 5 - 3])
+      end
+    end
+  end
+end
+
+for n = 1, jobs do
+  if codes[n] == 1 then
+    local priority, envelope, status = ARGV[n * 5 - 4], ARGV[n * 5 - 2], ARGV[n * 5 - 1]
     local version, id, inbox, tenant, attempt = string.match(envelope, '^(%S+) (%S+) (%S+) (%S+) (%S+)')
     local box = prefix .. 'r:' .. inbox
     local head = version .. ' ' .. id .. ' ' .. status .. ' ' .. attempt
-    local answer = redis.call('XADD', box, '*', 'e', head, 'r', ARGV[at + 5])
+    local answer = redis.call('XADD', box, '*', 'e', head, 'r', ARGV[n * 5])
     redis.call('SET', prefix .. 'j:' .. id, status .. ' ' .. priority .. ' ' .. answer .. finished .. envelope,
       'PX', retention)
     ended[status] = (ended[status] or 0) + 1
     tenants[tenant] = (tenants[tenant] or 0) + 1
     inboxes[box] = true
-    codes[n] = 1
   end
 end
 

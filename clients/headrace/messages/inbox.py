@@ -13,8 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
@@ -55,8 +54,7 @@ def pack_failure(code: FailureCode, message: str, *, hint: str = "", retryable: 
     return pack({"code": str(code), "message": message[:2000], "hint": hint[:2000], "retryable": retryable})
 
 
-@dataclass(frozen=True, slots=True)
-class InboxEntry:
+class InboxEntry(NamedTuple):
     """One entry as it lies in the stream; `to_result` opens the body of a terminal one."""
 
     inbox: str

@@ -179,10 +179,11 @@ static int64_t longest(const hr_attention *a) {
     return most;
 }
 
-/* Pairs [first, last), numbered sequence * heads + head. Returns 0, or -1 when memory is out. */
-HR_AVX512 static int attend_pairs(const hr_attention *a, int64_t first, int64_t last) {
-    const int64_t most = hr_round_up(longest(a), 16);
-    float *scratch = hr_scratch(HR_SLOT_ATTENTION, (size_t)(most * (a->head_dim + ROWS)) * sizeof *scratch);
+/* Pairs [first, last), numbered sequence * heads + head, of sequences no longer than `most`. Returns 0, or -1 when
+ * memory is out. */
+HR_AVX512 static int attend_pairs(const hr_attention *a, int64_t most, int64_t first, int64_t last) {
+    const int64_t room = hr_round_up(most, 16) * (a->head_dim + ROWS);
+    float *scratch = hr_scratch(HR_SLOT_ATTENTION, (size_t)room * sizeof *scratch);
     if (!scratch) return -1;
     for (int64_t at = first; at < last; at++) {
         const int64_t sequence = at / a->heads, head = at % a->heads * a->head_dim, start = a->starts[sequence];
@@ -197,13 +198,13 @@ HR_AVX512 static int attend_pairs(const hr_attention *a, int64_t first, int64_t 
     return 0;
 }
 
-/* head_dim must be a multiple of 16. Returns 0, or -1 when memory is out. */
+/* head_dim must be a multiple of 16. `out` may be `q`. Returns 0, or -1 when memory is out. */
 HR_EXPORT int hr_attention_run(const hr_attention *a, int threads) {
-    const int64_t pairs = a->sequences * a->heads, rows = a->starts[a->sequences];
-    if (threads <= 1 || rows * longest(a) * a->heads * a->head_dim < WORTH_A_THREAD) return attend_pairs(a, 0, pairs);
+    const int64_t pairs = a->sequences * a->heads, rows = a->starts[a->sequences], most = longest(a);
+    if (threads <= 1 || rows * most * a->heads * a->head_dim < WORTH_A_THREAD) return attend_pairs(a, most, 0, pairs);
     int failed = 0;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) reduction(| : failed)
-    for (int64_t s = 0; s < a->sequences; s++) failed |= attend_pairs(a, s * a->heads, (s + 1) * a->heads);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 4) reduction(| : failed)
+    for (int64_t at = 0; at < pairs; at++) failed |= attend_pairs(a, most, at, at + 1);
     return failed ? -1 : 0;
 }
 #endif

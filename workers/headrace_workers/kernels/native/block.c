@@ -11,10 +11,7 @@
 #include <omp.h>
 
 /* Rows that go from attention to output together: their middle (rows x 1536 floats, say) fits a second-level cache. */
-#ifndef RT
-#define RT 128
-#endif
-enum { ROWS_TOGETHER = RT };
+enum { ROWS_TOGETHER = 64 };
 
 HR_AVX512 HR_INLINE __m512 load_sum(const float *x, const float *y, int64_t j, __mmask16 mask) {
     return _mm512_add_ps(_mm512_maskz_loadu_ps(mask, x + j), _mm512_maskz_loadu_ps(mask, y + j));

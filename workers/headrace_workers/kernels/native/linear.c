@@ -29,13 +29,7 @@ HR_EXPORT void hr_pack(const int8_t *weight, int64_t outputs, int64_t inputs, in
 #include <omp.h>
 
 /* Rows quantized at a time: small enough to stay in the second-level cache beside the weights. */
-#ifndef RB
-#define RB 128
-#endif
-#ifndef PREFETCH_TO
-#define PREFETCH_TO _MM_HINT_T0
-#endif
-enum { ROW_BLOCK = RB };
+enum { ROW_BLOCK = 128 };
 /* Below this many multiplications a second thread costs more than it brings. */
 enum { WORTH_A_THREAD = 1 << 21 };
 
@@ -191,10 +185,8 @@ HR_AMX_TARGET static void configure_tiles(void) {
 
 HR_AMX_TARGET static void release_tiles(void) { _tile_release(); }
 
-/* 16 or 32 rows x 32 outputs of sums into `sums` (32 x 32). Rows beyond p->rows are there but mean nothing.
- * Meanwhile lines [from, to) of every 32 of the next columns' weights are fetched. */
-HR_AMX_TARGET HR_INLINE void amx_sums(const product *p, int64_t row, int64_t column, const int two, int64_t from,
-                                      int64_t to, int32_t *sums) {
+/* 16 or 32 rows x 32 outputs of sums into `sums` (32 x 32). Rows beyond p->rows are there but mean nothing. */
+HR_AMX_TARGET HR_INLINE void amx_sums(const product *p, int64_t row, int64_t column, const int two, int32_t *sums) {
     const int64_t kp = p->kp;
     const uint8_t *a = p->q + row * kp;
     const int8_t *w = p->layer->weight + column * kp;
@@ -215,8 +207,6 @@ HR_AMX_TARGET HR_INLINE void amx_sums(const product *p, int64_t row, int64_t col
             _tile_dpbssd(2, 5, 6);
             _tile_dpbssd(3, 5, 7);
         }
-        for (int64_t line = from; line < to; line++)
-            _mm_prefetch((const char *)w + kp * 32 + k * 32 + line * 64, PREFETCH_TO);
     }
     _tile_stored(0, sums, 128);
     _tile_stored(1, sums + 16, 128);
@@ -243,14 +233,13 @@ HR_AMX_TARGET HR_INLINE void amx_finish(const product *p, int64_t row, int64_t c
     }
 }
 
+/* Columns outside, rows inside: each weight is fetched once and serves all rows of the block. */
 HR_AMX_TARGET HR_INLINE void amx_product(const product *p, const int activation) {
     int32_t sums[32 * 32] __attribute__((aligned(64)));
-    const int64_t squares = (p->rows + 31) / 32;
     for (int64_t column = p->first; column < p->last; column += 32)
-        for (int64_t s = 0; s < squares; s++) {
-            const int64_t row = s * 32, from = 32 * s / squares, to = 32 * (s + 1) / squares;
-            if (row + 16 < p->rows) amx_sums(p, row, column, 1, from, to, sums);
-            else amx_sums(p, row, column, 0, from, to, sums);
+        for (int64_t row = 0; row < p->rows; row += 32) {
+            if (row + 16 < p->rows) amx_sums(p, row, column, 1, sums);
+            else amx_sums(p, row, column, 0, sums);
             amx_finish(p, row, column, sums, activation);
         }
 }
@@ -289,7 +278,7 @@ HR_AVX512 int hr_linear_rows(const hr_linear *layer, const float *x, int64_t x_s
 }
 
 /* Thread t of n gets rows where there are many, else columns; either way every answer is computed alike. */
-static int hr_share(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t y_stride,
+static int share_of(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t y_stride,
                     enum hr_isa isa, int64_t t, int64_t n) {
     int64_t columns = hr_round_up(layer->outputs, 64) / 64, step = 32;
     if (rows >= 2 * step * n) {
@@ -309,7 +298,7 @@ HR_EXPORT int hr_linear_run(const hr_linear *layer, const float *x, int64_t x_st
         return hr_linear_rows(layer, x, x_stride, rows, 0, layer->outputs, y, y_stride, (enum hr_isa)isa);
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
-    failed |= hr_share(layer, x, x_stride, rows, y, y_stride, (enum hr_isa)isa, omp_get_thread_num(),
+    failed |= share_of(layer, x, x_stride, rows, y, y_stride, (enum hr_isa)isa, omp_get_thread_num(),
                        omp_get_num_threads());
     return failed ? -1 : 0;
 }

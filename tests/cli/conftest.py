@@ -1,0 +1,30 @@
+"""Running the command line in this process, for the tests that do not have to kill it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace.cli import main
+from support.command_line import Ran, Run
+
+
+@pytest.fixture
+def headrace(
+    redis_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Run:
+    """Runs a command against the test's server, on another thread, so that the test's service goes on."""
+    monkeypatch.setenv("HEADRACE_REDIS_URL", redis_url)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "no-embedded-server"))
+
+    async def run(*arguments: str | Path, stdin: bytes = b"") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        status = await asyncio.to_thread(main, [str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ran(status, captured.out, captured.err)
+
+    return run

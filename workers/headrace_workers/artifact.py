@@ -1,0 +1,347 @@
+"""Artifacts: a compressed model and all it needs, in one directory that proves its own integrity.
+
+::
+
+    manifest.json                     what it is, where it comes from, and the SHA-256 of every other file
+    config.json, tokenizer.json, …    as Hugging Face writes them
+    blobs/sha256-<hex>.safetensors    tensors, shared between variants, named by their content
+    variants/<name>.json              which tensors make up one form of the model, and what it needs to run
+
+There is no pickle in it and nothing is ever unpickled. It is written beside its place and renamed into it, so that
+what is there is whole. Opening it verifies every file; what the manifest does not list must not be there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from headrace.errors import ArtifactError, ArtifactTamperedError
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Artifact",
+    "Manifest",
+    "Requires",
+    "Source",
+    "Variant",
+    "VariantContent",
+    "is_artifact",
+    "open_artifact",
+    "write_artifact",
+]
+
+SCHEMA_VERSION: Final = 1
+_MANIFEST: Final = "manifest.json"
+_MOST_MANIFEST_BYTES: Final = 16 << 20
+
+Part = TypeVar("Part", bound=BaseModel)
+Task = Literal["embedding", "sequence_classification", "token_classification"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class FileEntry(_Part):
+    """One file, by its content."""
+
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Source(_Part):
+    """The model that was compressed."""
+
+    name: str
+    """A path or hub id, for people."""
+    sha256: Sha256
+    """Of its weights."""
+
+
+class Manifest(_Part):
+    """What an artifact says of itself."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    task: Task
+    source: Source
+    lineage: list[str] = []
+    """The steps that led from the source to this, first step first."""
+    created_at: str
+    tools: dict[str, str] = {}
+    """Versions of what made it."""
+    variants: list[Name]
+    metrics: dict[str, float] = {}
+    files: dict[str, FileEntry]
+    """Every file but the manifest, by its path from the artifact's directory."""
+
+
+class Requires(_Part):
+    """What a variant needs of a node."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    any_isa: list[str] = []
+    """At least one of these instruction sets; empty: none in particular."""
+
+
+class Variant(_Part):
+    """One form of the model."""
+
+    name: Name
+    layers: dict[str, Literal["int8_channel", "int8_row"]]
+    """Modules that are compressed, and how; all others are plain."""
+    tensors: dict[str, str]
+    """Tensor name to the blob file that holds it under that name."""
+    requires: Requires = Requires()
+
+
+@dataclass(frozen=True)
+class VariantContent:
+    """A variant to be written: its tensors, and the scheme of each compressed module."""
+
+    tensors: Mapping[str, Tensor]
+    layers: Mapping[str, Literal["int8_channel", "int8_row"]]
+    requires: Requires = field(default_factory=Requires)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact."""
+
+    path: Path
+    manifest: Manifest
+
+    def variant(self, name: str) -> Variant:
+        """One of its variants.
+
+        Raises:
+            ArtifactError: it has no such variant.
+        """
+        if name not in self.manifest.variants:
+            raise ArtifactError(f"{self.path} has no variant {name!r}; it has {', '.join(self.manifest.variants)}")
+        return _parsed(Variant, self.path / "variants" / f"{name}.json")
+
+    def tensors(self, variant: Variant) -> dict[str, Tensor]:
+        """All tensors of a variant.
+
+        Raises:
+            ArtifactError: a blob does not hold what the variant says.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        found: dict[str, Tensor] = {}
+        for blob in sorted(set(variant.tensors.values())):
+            if blob not in self.manifest.files:
+                raise ArtifactError(f"variant {variant.name} of {self.path} names {blob}, which is not in the manifest")
+            try:
+                content = load_file(self.path / blob)
+            except (SafetensorError, OSError) as error:
+                raise ArtifactError(f"{self.path / blob} cannot be read: {error}") from error
+            wanted = [name for name, where in variant.tensors.items() if where == blob]
+            if missing := [name for name in wanted if name not in content]:
+                raise ArtifactError(f"{self.path / blob} does not hold {missing[0]}")
+            found.update({name: content[name] for name in wanted})
+        return found
+
+
+def is_artifact(path: str | Path) -> bool:
+    """Whether a directory claims to be an artifact. `open_artifact` finds out whether that is true."""
+    return (Path(path) / _MANIFEST).is_file()
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """Verify every file of an artifact and open it.
+
+    Raises:
+        ArtifactTamperedError: a file is missing, changed, or not in the manifest; the message names it.
+        ArtifactError: there is no artifact, or it is of a schema that this code does not know.
+    """
+    root = Path(path)
+    manifest = _read_manifest(root / _MANIFEST)
+    for relative, entry in manifest.files.items():
+        _verify(_confined(root, relative), entry)
+    present = {found.relative_to(root).as_posix() for found in root.rglob("*") if not found.is_dir()}
+    if strangers := sorted(present - set(manifest.files) - {_MANIFEST}):
+        raise ArtifactTamperedError(f"{root / strangers[0]} is not in the manifest")
+    return Artifact(root, manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not path.is_file():
+        raise ArtifactError(f"{path.parent} is not an artifact: it has no {_MANIFEST}")
+    if path.stat().st_size > _MOST_MANIFEST_BYTES:
+        raise ArtifactError(f"{path} is larger than a manifest can be")
+    try:
+        version = json.loads(path.read_bytes()).get("schema_version")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not a manifest: {error}") from None
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} is of schema version {version!r}; this code reads version {SCHEMA_VERSION}. "
+            "Upgrade headrace, or compress the model again"
+        )
+    return _parsed(Manifest, path)
+
+
+def _parsed(kind: type[Part], path: Path) -> Part:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        raise ArtifactError(f"{path} is not valid: {where}: {first['msg']}") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from None
+
+
+def _confined(root: Path, relative: str) -> Path:
+    """The file `relative`, which must lie in `root` itself and not by way of a link."""
+    pure = PurePosixPath(relative)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in relative or str(pure) != relative or relative == _MANIFEST:
+        raise ArtifactError(f"{root / _MANIFEST} names {relative!r}, which is not a plain path inside the artifact")
+    path = root / relative
+    if not path.is_file():
+        raise ArtifactTamperedError(f"{path} is missing")
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ArtifactTamperedError(f"{path} is a link out of the artifact")
+    return path
+
+
+def _verify(path: Path, entry: FileEntry) -> None:
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise ArtifactTamperedError(f"{path} has {size:,} bytes; the manifest says {entry.bytes:,}")
+    if sha256_of(path) != entry.sha256:
+        raise ArtifactTamperedError(f"{path} is not the file that the manifest describes: its SHA-256 differs")
+
+
+def sha256_of(*paths: Path) -> str:
+    """The SHA-256 of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_artifact(
+    path: str | Path,
+    *,
+    task: Task,
+    source: Source,
+    files: Mapping[str, bytes],
+    variants: Mapping[str, VariantContent],
+    lineage: list[str] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> Artifact:
+    """Write an artifact: all of it appears at `path`, or nothing.
+
+    Args:
+        path: a directory that must not exist yet.
+        task: what the model does.
+        source: what was compressed.
+        files: Hugging Face's files (config, tokenizer, pooling), by their path in the artifact.
+        variants: what to store, by name.
+        lineage: the steps that led here.
+        metrics: figures worth keeping.
+
+    Raises:
+        ArtifactError: there is something at `path` already.
+    """
+    target = Path(path)
+    if target.exists():
+        raise ArtifactError(f"{target} exists; an artifact never changes, so write it to another place")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    draft.mkdir()
+    try:
+        for relative, content in files.items():
+            _write(draft / relative, content)
+        for name, variant in variants.items():
+            _write(draft / "variants" / f"{name}.json", _json(_written_variant(draft, name, variant)))
+        _write(draft / _MANIFEST, _json(_manifest(draft, task, source, list(variants), lineage or [], metrics or {})))
+        draft.rename(target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    _sync(target.parent)
+    return open_artifact(target)
+
+
+def _written_variant(draft: Path, name: str, content: VariantContent) -> Variant:
+    from safetensors.torch import save
+
+    blob = save({key: tensor.detach().contiguous() for key, tensor in content.tensors.items()})
+    where = f"blobs/sha256-{hashlib.sha256(blob).hexdigest()}.safetensors"
+    if not (draft / where).exists():
+        _write(draft / where, blob)
+    tensors = dict.fromkeys(sorted(content.tensors), where)
+    return Variant(name=name, layers=dict(content.layers), tensors=tensors, requires=content.requires)
+
+
+def _manifest(
+    draft: Path, task: Task, source: Source, variants: list[str], lineage: list[str], metrics: Mapping[str, float]
+) -> Manifest:
+    paths = sorted(path for path in draft.rglob("*") if path.is_file())
+    files = {
+        path.relative_to(draft).as_posix(): FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
+        for path in paths
+    }
+    return Manifest(
+        task=task,
+        source=source,
+        lineage=lineage,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        tools=_tools(),
+        variants=variants,
+        metrics=dict(metrics),
+        files=files,
+    )
+
+
+def _tools() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("headrace", "torch", "transformers", "tokenizers", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _json(part: BaseModel) -> bytes:
+    content: dict[str, Any] = part.model_dump(mode="json")
+    return json.dumps(content, indent=1, sort_keys=True).encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

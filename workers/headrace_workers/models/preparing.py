@@ -1,0 +1,108 @@
+"""Making a loaded model ready to run on this node: packed if it can be, quantized, on measured kernels, fused.
+
+The order matters. Whether packing is right is asked in full precision, where rounding cannot hide a mistake; only then
+are weights quantized, kernels chosen and blocks fused, each with a check of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from headrace.errors import ModelLoadError
+from headrace_workers import node
+from headrace_workers.compression.quantize import quantize_model
+from headrace_workers.kernels.block import fuse_blocks
+from headrace_workers.kernels.layers import CompressedLinear
+from headrace_workers.kernels.library import support
+from headrace_workers.kernels.selection import KernelTable, Policy
+from headrace_workers.models.loading import LoadedModel
+from headrace_workers.models.runner import Ids, PackedRunner, Runner, SingleRunner, can_pack
+
+__all__ = ["Precision", "prepare_model"]
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["int8", "fp32", "bf16"]
+
+
+def prepare_model(
+    model: LoadedModel, probes: Sequence[Ids], *, precision: Precision, kernels: Policy
+) -> tuple[Runner, dict[str, Any]]:
+    """Make a model ready to run.
+
+    Args:
+        model: changed in place.
+        probes: texts to check it with, as token ids, of different lengths.
+        precision: what to compute in; a compressed model has int8 already.
+        kernels: how kernels are chosen.
+
+    Returns:
+        What runs it, and what became of it, for `EngineInfo.details`.
+
+    Raises:
+        ModelLoadError: bf16 on a processor that would emulate it, or a compressed model in anything but int8.
+    """
+    _check_precision(model, precision)
+    if model.compressed:
+        _bind(model, KernelTable("fp32", kernels=()))
+    problem = can_pack(model, probes)
+    details: dict[str, Any] = {"precision": precision, "packed": not problem}
+    if problem:
+        details["not_packed_because"] = problem
+    if precision == "int8":
+        details |= _compress(model, kernels, fuse=not problem)
+    elif precision == "bf16":
+        model.module.to(torch.bfloat16)
+    runner = SingleRunner(model) if problem else PackedRunner(model)
+    details["batch_invariant"] = _is_batch_invariant(runner, probes)
+    return runner, details
+
+
+def _check_precision(model: LoadedModel, precision: Precision) -> None:
+    if model.compressed and precision != "int8":
+        raise ModelLoadError(
+            f"the model is compressed to int8 and cannot be had in {precision}; load what it was made of"
+        )
+    if precision == "bf16" and not node.capabilities().bf16:
+        raise ModelLoadError("this processor has no bf16 instructions and would emulate them; use int8 or fp32")
+
+
+def _bind(model: LoadedModel, table: KernelTable) -> None:
+    for layer in _layers(model):
+        layer.prepare(table)
+
+
+def _layers(model: LoadedModel) -> list[CompressedLinear]:
+    return [module for module in model.module.modules() if isinstance(module, CompressedLinear)]
+
+
+def _compress(model: LoadedModel, policy: Policy, *, fuse: bool) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    if not model.compressed:
+        details["quantized"] = quantize_model(model.module).describe()
+    table = KernelTable(policy)
+    _bind(model, table)
+    blocks = fuse_blocks(model.module, table) if fuse else {"fused_blocks": 0, "reason": "texts run one by one"}
+    for layer in _layers(model):
+        layer.release()
+    native = support()
+    return details | {
+        "isa": str(native.best),
+        "isa_reason": native.reason,
+        "kernels": table.describe(),
+        "blocks": blocks,
+    }
+
+
+def _is_batch_invariant(runner: Runner, probes: Sequence[Ids]) -> bool:
+    """Whether every probe gets the same bits in company as alone."""
+    together, counts = runner(probes)
+    alone = [runner([probe])[0] for probe in probes]
+    same = all(torch.equal(a, b) for a, b in zip(torch.split(together, counts), alone, strict=True))
+    if not same:
+        log.info("answers depend on the batch in their last digits: %s", "some layers run in floating point")
+    return same
