@@ -1,8 +1,9 @@
 """msgpack on the wire: one way in, one way out, and one named error for whatever can be wrong with bytes.
 
-The decoder is the border. It refuses extension types (nothing is ever revived into an object), keys that
-are neither text nor bytes, truncated or trailing bytes, lengths that the input cannot hold and nesting
-deep enough to exhaust a stack; each of them surfaces as `DecodeError`, never as the library's own zoo.
+The decoder is the border. It refuses extension types (nothing is ever revived into an object; msgpack's own
+timestamp becomes a number), keys that are neither text nor bytes, truncated or trailing bytes, lengths that
+the input cannot hold and nesting deep enough to exhaust a stack; each of them surfaces as `DecodeError`,
+never as the library's own zoo.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def unpack(data: bytes) -> Any:
     """
     try:
         # max_buffer_size is what bounds declared lengths: no container may promise more than came.
-        return msgpack.unpackb(data, raw=False, strict_map_key=True, ext_hook=_refuse_extension)
+        # The library keeps one extension, the timestamp, to itself: as a number it is plain data at least.
+        return msgpack.unpackb(data, raw=False, strict_map_key=True, ext_hook=_refuse_extension, timestamp=2)
     except DecodeError:
         raise
     except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ __all__ = [
     "commands",
     "embedded_socket",
     "execute",
+    "execute_together",
     "reads",
     "redacted",
     "resolve_url",
@@ -117,7 +118,10 @@ class _Client(redis.asyncio.Redis):
         self._turns = asyncio.Semaphore(_COMMANDS_AT_ONCE)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        once = partial(super().execute_command, *args, **options)
+        return await self.attempt(partial(super().execute_command, *args, **options))
+
+    async def attempt(self, once: Callable[[], Awaitable[Any]]) -> Any:
+        """Do it, when it is its turn, as often as it takes and `retries` allows."""
         async with self._turns:
             return await self.retries.call_with_retry(once, _go_on)
 
@@ -141,6 +145,18 @@ def _unchanged(reply: Any, **_options: Any) -> Any:
 async def execute(client: redis.asyncio.Redis, *args: bytes | str | int) -> Any:
     """Run one command, its reply as it came; redis-py leaves this method untyped."""
     return await client.execute_command(*args)  # type: ignore[no-untyped-call]
+
+
+async def execute_together(client: redis.asyncio.Redis, requests: Sequence[Sequence[bytes | str | int]]) -> list[Any]:
+    """Run idempotent commands in one round trip, their replies in order; all are tried again if one has no reply."""
+
+    async def once() -> list[Any]:
+        pipeline = client.pipeline(transaction=False)
+        for request in requests:
+            pipeline.execute_command(*request)
+        return await pipeline.execute()
+
+    return cast(list[Any], await cast(_Client, client).attempt(once))
 
 
 @asynccontextmanager

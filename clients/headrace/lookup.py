@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import redis.asyncio
 
-from headrace.connection import execute, translated
+from headrace.connection import execute, execute_together, translated
 from headrace.keys import keys_of
 from headrace.messages.record import Record
 from headrace.reader import StreamEntry
@@ -43,10 +43,8 @@ async def read_entries(
     key, replies = keys_of(model).inbox(inbox), list[Any]()
     async with translated("reading answers"):
         for start in range(0, len(entry_ids), _AT_ONCE):
-            pipeline = client.pipeline(transaction=False)
-            for entry_id in entry_ids[start : start + _AT_ONCE]:
-                pipeline.execute_command("XRANGE", key, entry_id, entry_id)
-            replies += await pipeline.execute()
+            some = entry_ids[start : start + _AT_ONCE]
+            replies += await execute_together(client, [("XRANGE", key, entry_id, entry_id) for entry_id in some])
     return [(reply[0][0], reply[0][1]) if reply else None for reply in replies]
 
 

@@ -14,7 +14,7 @@ import redis.asyncio
 from redis.exceptions import NoScriptError
 
 from headrace import scripts
-from headrace.connection import translated
+from headrace.connection import execute_together, translated
 from headrace.keys import GROUP, keys_of
 from headrace.messages.job import PRIORITIES, Priority
 from headrace.scripts import Audit
@@ -74,15 +74,13 @@ async def read_overviews(client: redis.asyncio.Redis, models: Sequence[str]) -> 
 
 
 async def _ask(client: redis.asyncio.Redis, models: Sequence[str]) -> list[Any]:
-    pipeline = client.pipeline(transaction=False)
+    requests: list[tuple[str | int, ...]] = []
     for model in models:
         keys = keys_of(model)
-        pipeline.execute_command("EVALSHA", scripts.AUDIT.sha, 1, keys.prefix)
+        requests.append(("EVALSHA", scripts.AUDIT.sha, 1, keys.prefix))
         for lane in keys.lanes:
-            pipeline.execute_command("XLEN", lane)
-            pipeline.execute_command("XPENDING", lane, GROUP)
-    replies: list[Any] = await pipeline.execute()
-    return replies
+            requests += [("XLEN", lane), ("XPENDING", lane, GROUP)]
+    return await execute_together(client, requests)
 
 
 def _parse(model: str, replies: Sequence[Any]) -> ModelOverview:

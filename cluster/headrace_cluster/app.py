@@ -73,7 +73,9 @@ def application(config: ServiceConfig) -> Application:
         health_check_period_s=1,
         health_check_timeout_s=10,
     )
-    return router.bind(config.model_dump(mode="json") | {"redis_url": config.redis_url.get_secret_value()}, pools)
+    return router.bind(
+        config.model_dump(mode="json", exclude_unset=True) | {"redis_url": config.redis_url.get_secret_value()}, pools
+    )
 
 
 def pool_name(model: str, pool: PoolConfig) -> str:

@@ -28,6 +28,8 @@ _CHOICE: Final = 4
 """With padding: among how many batches' worth of the most urgent jobs alike lengths are sought."""
 _DENSE: Final = 8.0
 """From how many arrivals expected within `linger_s` on waiting pays."""
+_SWEEP_AT: Final = 64
+"""How many jobs that left may stay behind in a heap at least."""
 _RATE_OVER_S: Final = 0.05
 """Over how long the rate of arrivals is averaged."""
 
@@ -110,10 +112,17 @@ class BatchFormer:
         job.due_s = due_s
         job.waiting = True
         self._sequence += 1
-        heapq.heappush(self._by_due, (due_s, self._sequence, job))
+        self._push(self._by_due, (due_s, self._sequence, job))
         if job.deadline_s is not None:
-            heapq.heappush(self._by_deadline, (job.deadline_s, self._sequence, job))
+            self._push(self._by_deadline, (job.deadline_s, self._sequence, job))
         self._count(job, 1)
+
+    def _push(self, heap: list[_Item], item: _Item) -> None:
+        """Add to a heap; jobs that left by another way are swept from it when they are the most of it."""
+        if len(heap) > 2 * self._jobs + _SWEEP_AT:
+            heap[:] = {id(kept[2]): kept for kept in heap if kept[2].waiting}.values()
+            heapq.heapify(heap)
+        heapq.heappush(heap, item)
 
     def discard(self, job: WaitingJob) -> bool:
         """Take a job out that shall not run any more. False if it is not waiting here."""
@@ -153,8 +162,8 @@ class BatchFormer:
         return self._last_formed_s + self.policy.linger_s if self._dense(now_s) else -math.inf
 
     def _dense(self, now_s: float) -> bool:
-        """Whether waiting for `linger_s` would bring enough company."""
-        return self._recent_arrivals(now_s) * self.policy.linger_s / _RATE_OVER_S >= _DENSE
+        """Whether waiting for `linger_s` would bring enough company. The last that came is not its own company."""
+        return (self._recent_arrivals(now_s) - 1) * self.policy.linger_s / _RATE_OVER_S >= _DENSE
 
     def _recent_arrivals(self, now_s: float) -> float:
         """Arrivals, each counting less the longer ago it was."""

@@ -6,13 +6,12 @@ The demo and the benchmarks run on it, so that they need no download and everybo
 from __future__ import annotations
 
 import math
+import pydoc_data.topics
 import random
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final
-
-import pydoc_data.topics
 
 __all__ = ["heavy_tailed_texts", "reference_texts"]
 

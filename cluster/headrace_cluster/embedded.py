@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -30,6 +31,8 @@ __all__ = ["EmbeddedServer", "find_server"]
 _START_S: Final = 20.0
 _STOP_S: Final = 20.0
 _PR_SET_PDEATHSIG: Final = 1
+_LONGEST_SOCKET_BYTES: Final = 103
+"""What macOS takes; Linux takes four more."""
 _MALLOC: Final = "glibc.malloc.tcache_count=60000:glibc.malloc.tcache_max=1032"
 """A server built on glibc's malloc spends a quarter less on a script that touches many jobs with this; a
 server with an allocator of its own does not look at it."""
@@ -121,19 +124,28 @@ class EmbeddedServer:
 
     def start(self) -> None:
         """Start it, or start it again on the data it left, and wait until it answers."""
+        if len(os.fsencode(self.socket)) > _LONGEST_SOCKET_BYTES:
+            raise RedisSetupError(
+                f"{self.socket} is too long a path for a socket; choose a shorter directory"
+            )
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = self._locked()
         self.socket.unlink(missing_ok=True)
         log = self.directory / "server.log"
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(  # noqa: S603
-                self._command(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                env={**os.environ, "GLIBC_TUNABLES": _MALLOC},
-                preexec_fn=_follow_parent() if self._die_with_parent else None,
-            )
+        try:
+            with log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    self._command(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    env={**os.environ, "GLIBC_TUNABLES": _MALLOC},
+                    preexec_fn=_follow_parent() if self._die_with_parent else None,
+                )
+        except OSError as error:
+            self.kill()
+            raise RedisSetupError(f"{self.program} cannot be started: {error.strerror}") from None
         self._wait_until_it_answers(log)
 
     def _command(self) -> list[str]:
@@ -159,6 +171,8 @@ class EmbeddedServer:
         lock = (self.directory / "lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _listening(self.socket):  # a server that survived the process which started it
+                raise BlockingIOError
         except OSError:
             lock.close()
             raise RedisSetupError(
@@ -173,8 +187,10 @@ class EmbeddedServer:
                 if self._process is None or self._process.poll() is not None:
                     break
                 try:
-                    if client.ping():
-                        return
+                    client.ping()
+                    return
+                except redis.exceptions.AuthenticationError:  # it answers: a password is among the options
+                    return
                 except (redis.exceptions.ConnectionError, redis.exceptions.BusyLoadingError):
                     time.sleep(0.005)
         tail = log.read_text("utf-8", "replace")[-1500:]
@@ -203,6 +219,11 @@ class EmbeddedServer:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _listening(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _follow_parent() -> Callable[[], None] | None:

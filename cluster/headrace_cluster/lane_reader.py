@@ -105,9 +105,9 @@ class LaneReader:
         if plan is None:
             await self._wait_for_credit(None)
             return
-        entries = await self._read(plan.lanes, plan.count, ">", self._block_ms if plan.all_lanes else None)
-        if entries:
-            self._take(entries)
+        reply = await self._ask(plan.lanes, plan.count, ">", self._block_ms if plan.all_lanes else None)
+        if reply:
+            self._take(self._parse(reply))
         elif not plan.all_lanes:
             await self._wait_for_credit(_CREDIT_WAIT_S)
 
@@ -121,26 +121,27 @@ class LaneReader:
         """Take everything that this consumer was given before: `take` knows what it has already."""
         for lane in range(3):
             after = "0"
-            while entries := await self._read((lane,), 256, after, None):
-                self._take(entries)
-                after = entries[-1].entry_id
+            while reply := await self._ask((lane,), 256, after, None):
+                self._take(self._parse(reply))
+                after = str(reply[0][1][-1][0], "ascii")
 
-    async def _read(self, lanes: Sequence[int], count: int, after: str, block_ms: int | None) -> list[LaneEntry]:
+    async def _ask(self, lanes: Sequence[int], count: int, after: str, block_ms: int | None) -> Any:
+        """The streams that have entries, each with its entries, as XREADGROUP replies them; empty if none has."""
         keys = keys_of(self._model).lanes
         block: tuple[str | int, ...] = () if block_ms is None else ("BLOCK", block_ms)
         streams = [keys[lane] for lane in lanes]
         async with translated(f"reading lanes of {self._model}"):
-            reply = await execute(
+            found = await execute(
                 self._connection,
                 *("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, *block, "STREAMS"),
                 *streams,
                 *(after for _ in streams),
             )
-        return self._parse(reply)
+        return [stream for stream in found or () if stream[1]]
 
     def _parse(self, reply: Any) -> list[LaneEntry]:
         entries: list[LaneEntry] = []
-        for key, items in reply or ():
+        for key, items in reply:
             lane = self._lane_of[key]
             for entry_id, fields in items:
                 if not fields:  # a history read names entries that were answered meanwhile

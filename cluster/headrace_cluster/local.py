@@ -115,7 +115,8 @@ class LocalService:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if ray.is_initialized():
-            serve.shutdown()
+            # Deleting lets routers finish what they hold; Serve's controller then goes with its Ray.
+            serve.delete(APP)
             ray.shutdown()
         if self._server is not None:
             self._server.stop()

@@ -70,6 +70,14 @@ class RouterCounts:
     run_s: float = 0.0
 
 
+_Place = tuple[int, str]
+"""Lane and entry id: two lanes give their entries of one millisecond the same ids."""
+
+
+def _place(entry: LaneEntry) -> _Place:
+    return entry.priority, entry.entry_id
+
+
 class ModelRouter:
     """Routes one model's jobs from its lanes to its pool.
 
@@ -92,7 +100,7 @@ class ModelRouter:
         self._clock = ServerClock()
         self._redis = commands(url)
         self._pool = pool
-        self._held: dict[str, WaitingJob] = {}
+        self._held: dict[_Place, WaitingJob] = {}
         self._held_bytes = 0
         self._mean_bytes = 1024.0
         self._wake = asyncio.Event()
@@ -183,7 +191,7 @@ class ModelRouter:
     def _take(self, entries: Sequence[LaneEntry]) -> None:
         self.former.note_arrivals(len(entries), self._clock.now_s())
         for entry in entries:
-            if entry.entry_id not in self._held:
+            if _place(entry) not in self._held:
                 self._take_one(entry)
         self._wake.set()
 
@@ -203,7 +211,7 @@ class ModelRouter:
             submitted_s=envelope.submitted_ms / 1000,
             deadline_s=envelope.deadline_ms / 1000 if envelope.deadline_ms else None,
         )
-        self._held[entry.entry_id] = job
+        self._held[_place(entry)] = job
         self._held_bytes += size
         self._mean_bytes += 0.01 * (size - self._mean_bytes)
         if envelope.supported:
@@ -241,8 +249,8 @@ class ModelRouter:
             dispatched = True
         if dispatched:
             self._reader.credit_changed()
-        next_s = ready_s if slot is not None else self.slots.next_resume_s(now_s)
-        return None if next_s is None else max(0.0, next_s - now_s)
+        times = [time_s for time_s in (ready_s, self.slots.next_resume_s(now_s)) if time_s is not None]
+        return max(0.0, min(times) - now_s) if times else None
 
     async def _dispatch(self, jobs: list[WaitingJob], slot: Slot) -> None:
         """Send a batch to its replica, and see to every job of it."""
@@ -303,7 +311,7 @@ class ModelRouter:
         )
 
     def _let_go(self, job: WaitingJob) -> None:
-        if self._held.pop(job.key.entry_id, None) is not None:
+        if self._held.pop(_place(job.key), None) is not None:
             self._held_bytes -= job.bytes
 
     # -- answers of the router's own ----------------------------------------------------------------------

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from headrace.cli import main
-from support.command_line import Ran, Run
+from support.command_line import Ran, Run, Zygote
 
 
 @pytest.fixture
@@ -28,3 +29,11 @@ def headrace(
         return Ran(status, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Where commands come from that are killed at a given step."""
+    zygote = Zygote()
+    yield zygote
+    zygote.close()

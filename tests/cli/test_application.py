@@ -170,12 +170,15 @@ async def test_a_bad_url_is_wrong_configuration(command: tuple[str, ...], headra
 async def test_an_unknown_model_is_wrong_usage(
     command: tuple[str, ...], headrace: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path)
     ran = await headrace(*command, "--json")
     assert (ran.status, ran.last["error"]["code"]) == (Exit.USAGE, "unknown_model")
     assert "`headrace status` lists the models" in ran.err
-    assert os.listdir() == []
+    assert names_in(tmp_path) == []
+
+
+def names_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
 
 
 async def test_errors_for_people_leave_stdout_empty(headrace: Run) -> None:

@@ -16,7 +16,7 @@ import redis
 
 from headrace.keys import keys_of
 from headrace_cluster.model_router import RoutingPolicy
-from support.command_line import CountingEngine, Ran, Run, end, read_lines, start, start_doomed, write_lines
+from support.command_line import CountingEngine, Ran, Run, Zygote, end, read_lines, start, write_lines
 from support.proxy import Proxy
 from support.service import PlainService
 from support.waiting import eventually
@@ -83,6 +83,7 @@ async def test_a_kill_at_any_step_costs_nothing(
     service: PlainService,
     engine: CountingEngine,
     headrace: Run,
+    zygote: Zygote,
     source: Path,
     output: Path,
     place: str,
@@ -91,8 +92,7 @@ async def test_a_kill_at_any_step_costs_nothing(
 ) -> None:
     command = ("batch", "echo", source, "-o", output, "--in-flight", "100", "--json")
 
-    killed = await end(await start_doomed(place, when, count, *command))
-    assert killed.status == -signal.SIGKILL
+    assert await zygote.kill_at(place, when, count, *command) == -signal.SIGKILL
     assert_complete(await headrace(*command), output, engine)
 
 
@@ -142,11 +142,11 @@ async def test_ctrl_c_says_how_to_go_on(
 
 
 async def test_a_torn_last_line_is_written_again(
-    service: PlainService, engine: CountingEngine, headrace: Run, source: Path, output: Path
+    service: PlainService, engine: CountingEngine, headrace: Run, zygote: Zygote, source: Path, output: Path
 ) -> None:
     """A power cut may leave half a line, or a line of zeros, behind what was on disk for certain."""
     command = ("batch", "echo", source, "-o", output, "--in-flight", "100", "--json")
-    await end(await start_doomed("headrace.cli.batch_output:BatchOutput.flush", "after", 2, *command))
+    await zygote.kill_at("headrace.cli.batch_output:BatchOutput.flush", "after", 2, *command)
     change(output, lambda whole: whole[:-7])
     change(Path(f"{output}.errors.jsonl"), lambda whole: whole + bytes(100) + b"\n")
 
@@ -154,11 +154,17 @@ async def test_a_torn_last_line_is_written_again(
 
 
 async def test_an_answer_that_is_gone_fails_its_line_alone(
-    service: PlainService, engine: CountingEngine, headrace: Run, source: Path, output: Path, redis_url: str
+    service: PlainService,
+    engine: CountingEngine,
+    headrace: Run,
+    zygote: Zygote,
+    source: Path,
+    output: Path,
+    redis_url: str,
 ) -> None:
     """Somebody deleted the inbox: what was answered there is not run again, and said to be gone."""
     command = ("batch", "echo", source, "-o", output, "--in-flight", "100", "--json")
-    await end(await start_doomed("headrace.aio:AsyncClient.submit_patiently", "after", 2, *command))
+    await zygote.kill_at("headrace.aio:AsyncClient.submit_patiently", "after", 2, *command)
     with redis.Redis.from_url(redis_url) as client:
         await eventually(lambda: not sum(client.xlen(lane) for lane in keys_of("echo").lanes))
         for key in client.scan_iter("hr:{echo}:r:*"):
@@ -174,11 +180,17 @@ async def test_an_answer_that_is_gone_fails_its_line_alone(
 
 
 async def test_what_redis_forgot_runs_again(
-    service: PlainService, engine: CountingEngine, headrace: Run, source: Path, output: Path, redis_url: str
+    service: PlainService,
+    engine: CountingEngine,
+    headrace: Run,
+    zygote: Zygote,
+    source: Path,
+    output: Path,
+    redis_url: str,
 ) -> None:
     """Records and answers whose retention is over: running again is the only way to an answer."""
     command = ("batch", "echo", source, "-o", output, "--in-flight", "100", "--json")
-    await end(await start_doomed("headrace.aio:AsyncClient.submit_patiently", "after", 2, *command))
+    await zygote.kill_at("headrace.aio:AsyncClient.submit_patiently", "after", 2, *command)
     with redis.Redis.from_url(redis_url) as client:
         await eventually(lambda: not sum(client.xlen(lane) for lane in keys_of("echo").lanes))
         for key in [*client.scan_iter("hr:{echo}:r:*"), *client.scan_iter("hr:{echo}:j:*")]:
@@ -206,11 +218,11 @@ async def test_a_completed_batch_is_not_run_again_by_mistake(
 
 
 async def test_a_batch_goes_on_only_as_the_same_batch(
-    service: PlainService, headrace: Run, source: Path, output: Path
+    service: PlainService, headrace: Run, zygote: Zygote, source: Path, output: Path
 ) -> None:
     """Another model, other params, another form of tensors or another input would mix two batches in one file."""
     command = ("batch", "echo", source, "-o", output, "--in-flight", "8", "--json")
-    await end(await start_doomed("headrace.aio:AsyncClient.submit_patiently", "after", 3, *command))
+    await zygote.kill_at("headrace.aio:AsyncClient.submit_patiently", "after", 3, *command)
 
     for option, name in (("--param=x=1", "params"), ("--tensor-format=base64", "tensors")):
         refused = await headrace(*command, option)
@@ -225,10 +237,10 @@ async def test_a_batch_goes_on_only_as_the_same_batch(
 
 
 async def test_files_that_were_tampered_with_are_refused(
-    service: PlainService, headrace: Run, source: Path, output: Path
+    service: PlainService, headrace: Run, zygote: Zygote, source: Path, output: Path
 ) -> None:
     command = ("batch", "echo", source, "-o", output, "--in-flight", "100", "--json")
-    await end(await start_doomed("headrace.aio:AsyncClient.trim", "before", 1, *command))
+    await zygote.kill_at("headrace.aio:AsyncClient.trim", "before", 1, *command)
     state = Path(f"{output}.state")
 
     for path, damage, code in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import AsyncIterator
 
@@ -122,11 +121,10 @@ async def test_a_failed_job_is_exit_status_1(service: PlainService, engine: Coun
 
 @pytest.mark.parametrize("status", [Status.EXPIRED, Status.CANCELLED, Status.DEAD])
 async def test_every_other_ending_is_a_failure_too(by_hand: HandService, headrace: Run, status: Status) -> None:
-    running = asyncio.create_task(headrace("submit", "by-hand", "x", "--json"))
-    while not (entries := await by_hand.take()):
-        await asyncio.sleep(0.005)
-    await by_hand.fail(*entries, status=status)
-    ran = await running
+    command = ("submit", "by-hand", "x", "--id", "it", "--inbox", "box", "--json")
+    await headrace(*command, "--no-wait")
+    await by_hand.fail(*await by_hand.take(), status=status)
+    ran = await headrace(*command)
     assert (ran.status, ran.last["status"]) == (Exit.FAILED, str(status))
 
 

@@ -9,6 +9,7 @@ import warnings
 import pytest
 
 from headrace import AsyncClient, Job
+from headrace.keys import keys_of
 from headrace.registry import Limits
 from support.by_hand import HandService
 from support.leaks import holdings
@@ -60,7 +61,7 @@ async def test_whoever_waits_is_told_that_the_client_closed(redis_url: str, serv
 
 
 async def submitted(service: HandService, count: int) -> bool:
-    return int(await service.redis.xlen(f"hr:{{{MODEL}}}:q:1")) >= count
+    return int(await service.redis.xlen(keys_of(MODEL).lanes[1])) >= count
 
 
 async def test_closing_does_not_wait_for_answers_that_are_looked_up(redis_url: str, service: HandService) -> None:

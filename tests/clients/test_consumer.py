@@ -7,6 +7,8 @@ import asyncio
 import pytest
 
 from headrace import AsyncClient, DecodeError, Job, Result
+from headrace.connection import execute
+from headrace.keys import keys_of
 from support.by_hand import HandService
 from support.waiting import eventually
 
@@ -140,12 +142,12 @@ async def test_more_entries_than_one_read_takes(client: AsyncClient, service: Ha
 @pytest.mark.leaves_jobs
 async def test_an_entry_that_is_none_is_an_error_that_names_it(client: AsyncClient, service: HandService) -> None:
     """A consumer is told rather than made to skip; it may go on behind the entry that the error names."""
-    bad = await service.redis.xadd(f"hr:{{{MODEL}}}:r:{INBOX}", {"what": "ever"})
+    bad = str(await execute(service.redis, "XADD", keys_of(MODEL).inbox(INBOX), "*", "what", "ever"), "ascii")
     await answered(client, service, "good")
 
-    with pytest.raises(DecodeError, match=bad.decode()):
+    with pytest.raises(DecodeError, match=bad):
         await all_there_is(client)
-    assert [result.unwrap() for result in await all_there_is(client, after=bad.decode())] == ["good"]
+    assert [result.unwrap() for result in await all_there_is(client, after=bad)] == ["good"]
 
 
 async def test_a_consumer_that_stops_closes_its_connection(client: AsyncClient, service: HandService) -> None:

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from headrace import AsyncClient, ClientSettings, Job, RedisUnavailableError, SubmitOutcome
-from headrace import scripts
+from headrace import AsyncClient, ClientSettings, Job, RedisUnavailableError, SubmitOutcome, scripts
+from headrace.connection import execute_together
 from headrace.reader import Backoff
 from headrace_cluster.embedded import EmbeddedServer
 from support.by_hand import HandService
@@ -130,6 +130,16 @@ async def test_a_submit_that_failed_for_good_can_be_repeated(redis_url: str, ser
         assert [result.unwrap() for result in results] == ["answered"] * 3
 
 
+async def test_commands_that_share_a_round_trip_are_retried_together(redis_url: str, service: HandService) -> None:
+    """A connection that breaks under a pipeline costs the pipeline another try."""
+    async with Proxy(redis_url) as proxy, AsyncClient(proxy.url) as client:
+        proxy.drop_reply_to("ECHO")
+        replies = await execute_together(client._redis, [("ECHO", str(n)) for n in range(3)])
+
+    assert proxy.dropped == 1
+    assert replies == [b"0", b"1", b"2"]
+
+
 # -- partitions -------------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +223,7 @@ async def test_a_client_may_be_made_before_the_server_is_there(own_server: Embed
     """Nothing is asked of Redis until the first call, which names the server it could not reach."""
     own_server.kill()
     async with AsyncClient(own_server.url, settings=QUICK) as client:
-        with pytest.raises(RedisUnavailableError, match="redis.sock"):
+        with pytest.raises(RedisUnavailableError, match=r"redis\.sock"):
             await client.ping()
         own_server.start()
         async with HandService(own_server.url) as service:

@@ -22,6 +22,7 @@ from headrace import (
     Status,
 )
 from headrace.inbox import Demultiplexer
+from headrace.keys import keys_of
 from headrace.messages import InboxEntry
 from support.by_hand import HandService
 from support.waiting import eventually
@@ -153,7 +154,7 @@ async def test_a_waiter_cancelled_exactly_when_the_answer_arrives_loses_nothing(
         feed(arrived)
         waiter.cancel()
 
-    demultiplexer.feed = feed_and_cancel  # type: ignore[method-assign]
+    demultiplexer.feed = feed_and_cancel  # type: ignore[method-assign,assignment]
     await service.answer(entry, output="not lost")
     with pytest.raises(asyncio.CancelledError):
         await waiter
@@ -290,9 +291,7 @@ async def test_another_process_reads_by_id(client: AsyncClient, service: HandSer
         "with Client(sys.argv[1]) as client:\n"
         "    print(json.dumps(client.result('orphan', model='by-hand', timeout_s=10).unwrap()))"
     )
-    reading = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, redis_url, stdout=subprocess.PIPE
-    )
+    reading = await asyncio.create_subprocess_exec(sys.executable, "-c", program, redis_url, stdout=subprocess.PIPE)
     await service.answer(*await service.take(), output={"text": "übrig"})
     output, _ = await reading.communicate()
 
@@ -354,7 +353,7 @@ async def test_garbage_in_the_inbox_is_skipped_and_logged(
 ) -> None:
     """Whoever writes nonsense into an inbox does not keep its owner from its answers."""
     receipt = await client.submit(job())
-    key = f"hr:{{{MODEL}}}:r:{client.inbox}"
+    key = keys_of(MODEL).inbox(client.inbox)
     for fields in ({"x": "y"}, {"e": "1 two", "r": ""}, {"e": b"\xff\xfe", "r": ""}, {"e": "9 a ok 1", "r": ""}):
         await service.redis.xadd(key, fields)  # type: ignore[arg-type]
     await service.answer(*await service.take(), output="through")
@@ -367,9 +366,7 @@ async def test_chunks_are_no_answers(client: AsyncClient, service: HandService) 
     """Until streaming is asked for, a client passes over the chunks of a job and waits for its end."""
     receipt = await client.submit(job())
     waiter = asyncio.create_task(client.result(receipt, timeout_s=5))
-    await service.redis.xadd(
-        f"hr:{{{MODEL}}}:r:{client.inbox}", {"e": f"1 {receipt.id} chunk 1", "r": b"\x80"}
-    )
+    await service.redis.xadd(keys_of(MODEL).inbox(client.inbox), {"e": f"1 {receipt.id} chunk 1", "r": b"\x80"})
     await service.answer(*await service.take(), output="end")
 
     assert (await waiter).unwrap() == "end"

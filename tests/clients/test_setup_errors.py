@@ -12,6 +12,7 @@ import redis
 from headrace import AsyncClient, Client, ClientSettings, Job, RedisError, RedisFullError, RedisSetupError
 from headrace.connection import DEFAULT_URL, URL_VARIABLE, commands, redacted, resolve_url
 from headrace.errors import RedisUnavailableError
+from headrace.keys import keys_of
 from headrace_cluster.embedded import EmbeddedServer
 from support.by_hand import HandService
 
@@ -191,7 +192,7 @@ async def test_a_master_without_its_replicas_refuses_writes(own_server: Embedded
 
 async def test_other_errors_of_the_server_are_redis_errors(redis_url: str, service: HandService) -> None:
     """What we did not foresee is still of our tree, and says what was tried."""
-    await service.redis.hset(f"hr:{{{MODEL}}}:meta", "lane_capacity", "many")
+    await service.redis.hset(keys_of(MODEL).meta, "lane_capacity", "many")
     async with AsyncClient(redis_url) as client:
         with pytest.raises(RedisError, match="script submit"):
             await client.submit(Job(model=MODEL, input="x"))

@@ -15,8 +15,8 @@ from headrace import (
     SubmitOutcome,
     TenantQueueFullError,
     UnknownModelError,
+    scripts,
 )
-from headrace import scripts
 from headrace.ids import new_token
 from headrace.registry import Limits
 from support.by_hand import HandService
@@ -136,7 +136,9 @@ async def test_an_id_that_has_ended_is_a_duplicate(redis_url: str, service: Hand
         assert await service.take() == []
 
 
-async def test_an_id_of_another_client_is_a_duplicate(client: AsyncClient, service: HandService, redis_url: str) -> None:
+async def test_an_id_of_another_client_is_a_duplicate(
+    client: AsyncClient, service: HandService, redis_url: str
+) -> None:
     """Ids are known to the model, not to the client; the second client waits for the first one's answer."""
     await client.submit(Job(model=MODEL, input="x", id="same"))
     async with AsyncClient(redis_url) as other:
@@ -186,9 +188,7 @@ async def test_the_same_id_on_two_models_is_two_jobs(client: AsyncClient, servic
 async def submit_raw(service: HandService, *ids: str, token: str) -> list[SubmitOutcome]:
     """One SUBMIT call with a token of the test's choosing."""
     jobs = [(job_id, 0, "-", b"\x81\xa5input\xa1x") for job_id in ids]
-    return await scripts.submit(
-        service.redis, MODEL, jobs, priority=1, token=token, inbox="box", tenant="default"
-    )
+    return await scripts.submit(service.redis, MODEL, jobs, priority=1, token=token, inbox="box", tenant="default")
 
 
 async def test_a_replayed_call_is_accepted_again_and_changes_nothing(service: HandService) -> None:
@@ -233,7 +233,7 @@ async def test_another_call_is_no_replay(service: HandService) -> None:
 
 async def test_an_unknown_model_is_refused_by_name(client: AsyncClient) -> None:
     """A misspelt model is an error at once, not a job that waits for ever."""
-    with pytest.raises(UnknownModelError, match="'by-hnad'.*check the name") as caught:
+    with pytest.raises(UnknownModelError, match=r"'by-hnad'.*check the name") as caught:
         await client.submit(Job(model="by-hnad", input="x"))
 
     assert outcomes_of(caught.value) == [SubmitOutcome.UNKNOWN_MODEL]

@@ -160,9 +160,7 @@ def test_from_several_threads(answering: Answering, redis_url: str) -> None:
     """One client serves all threads of a process; each gets its own answers."""
 
     def work(thread: int) -> list[str]:
-        return [
-            client.run(Job(model=MODEL, input=f"{thread}-{n}"), timeout_s=10).unwrap() for n in range(20)
-        ]
+        return [client.run(Job(model=MODEL, input=f"{thread}-{n}"), timeout_s=10).unwrap() for n in range(20)]
 
     with Client(redis_url) as client, ThreadPoolExecutor(8) as threads:
         outputs = list(threads.map(work, range(8)))
@@ -273,9 +271,9 @@ def test_a_forked_child_has_a_connection_and_an_inbox_of_its_own(answering: Answ
 FORGETTING = """
 import asyncio, gc, os, sys, time
 import headrace.client
-from headrace import Client
+from headrace import Client, ClientSettings
 
-client = Client(sys.argv[1])
+client = Client(sys.argv[1], settings=ClientSettings(command_timeout_s=2))
 client.ping()
 if sys.argv[2] == "sabotage":
     headrace.client._open.clear()
@@ -292,7 +290,7 @@ if pid == 0:
 os.waitpid(pid, 0)
 started = time.monotonic()
 client.ping()
-print("at once" if time.monotonic() - started < 3 else "deaf")
+print("at once" if time.monotonic() - started < 1.5 else "deaf")
 client.close()
 """
 

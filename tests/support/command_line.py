@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
@@ -15,7 +17,7 @@ from typing import Any
 from headrace_workers.engines.base import Prepared
 from headrace_workers.engines.echo import EchoEngine
 
-__all__ = ["HEADRACE", "CountingEngine", "Ran", "Run", "end", "read_lines", "start", "start_doomed", "write_lines"]
+__all__ = ["HEADRACE", "CountingEngine", "Ran", "Run", "Zygote", "end", "read_lines", "start", "write_lines"]
 
 HEADRACE = Path(sys.executable).with_name("headrace")
 
@@ -81,45 +83,79 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
-_CRASHING = """
-import importlib, inspect, os, signal, sys
-from headrace.cli import main
+_ZYGOTE = """
+import importlib, inspect, json, os, signal, sys
+from headrace.cli import app, main
 
-place, when, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-module_name, _, name = place.partition(":")
-owner = importlib.import_module(module_name)
-*path, name = name.split(".")
-for step in path:
-    owner = getattr(owner, step)
-original, calls = getattr(owner, name), 0
+def doom(place, when, count):
+    module_name, _, path = place.partition(":")
+    owner = importlib.import_module(module_name)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    original, calls = getattr(owner, name), 0
 
-def die_if_due(moment):
-    if moment == when and calls == count:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def die_if_due(moment):
+        if (moment, calls) == (when, count):
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def plain(*args, **kwargs):
-    global calls
-    calls += 1
-    die_if_due("before")
-    value = original(*args, **kwargs)
-    die_if_due("after")
-    return value
+    def plain(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        die_if_due("before")
+        value = original(*args, **kwargs)
+        die_if_due("after")
+        return value
 
-async def awaited(*args, **kwargs):
-    global calls
-    calls += 1
-    die_if_due("before")
-    value = await original(*args, **kwargs)
-    die_if_due("after")
-    return value
+    async def awaited(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        die_if_due("before")
+        value = await original(*args, **kwargs)
+        die_if_due("after")
+        return value
 
-setattr(owner, name, awaited if inspect.iscoroutinefunction(original) else plain)
-sys.exit(main(sys.argv[4:]))
+    setattr(owner, name, awaited if inspect.iscoroutinefunction(original) else plain)
+
+for line in sys.stdin:
+    order = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        os.environ.update(order["environment"])
+        doom(*order["doom"])
+        os._exit(main(order["arguments"]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-async def start_doomed(place: str, when: str, count: int, *arguments: str | Path) -> Process:
-    """A command that is killed (SIGKILL) just before or after the `count`-th call of `module:Class.function`."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _CRASHING, place, when, str(count), *map(str, arguments), stdout=PIPE, stderr=PIPE
-    )
+class Zygote:
+    """Runs commands that are killed on the way: a process that has imported everything forks for each of them."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    async def kill_at(self, place: str, when: str, count: int, *arguments: str | Path) -> int:
+        """Run a command and kill it (SIGKILL) just before or after the `count`-th call of `module:Class.function`.
+
+        Returns how it ended.
+        """
+        order = {
+            "environment": dict(os.environ),
+            "doom": (place, when, count),
+            "arguments": [str(argument) for argument in arguments],
+        }
+        return int(await asyncio.to_thread(self._exchange, json.dumps(order)))
+
+    def _exchange(self, line: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline()
+
+    def close(self) -> None:
+        """End it, once its last child has ended."""
+        self._process.communicate(timeout=30)

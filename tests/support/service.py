@@ -33,7 +33,9 @@ class PlainService:
             f"replica-{n}": Replica(model, engine, redis_url=url) for n, engine in enumerate(engines or (EchoEngine(),))
         }
         self.pool = LocalPool(self.replicas)
-        self.router = ModelRouter(model, url, pool=self.pool, policy=policy or RoutingPolicy(block_ms=50), consumer=consumer)
+        self.router = ModelRouter(
+            model, url, pool=self.pool, policy=policy or RoutingPolicy(block_ms=50), consumer=consumer
+        )
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, overload
 
 __all__ = ["eventually", "eventually_sync"]
 
@@ -15,12 +15,16 @@ T = TypeVar("T")
 _POLL_S = 0.005
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T]], *, within_s: float = 10.0) -> T:
+@overload
+async def eventually(condition: Callable[[], Awaitable[T]], *, within_s: float = ...) -> T: ...
+@overload
+async def eventually(condition: Callable[[], T], *, within_s: float = ...) -> T: ...
+async def eventually(condition: Callable[[], Any], *, within_s: float = 10.0) -> Any:
     """The first true value of `condition`, which may be a coroutine function; fails after `within_s`."""
     deadline = time.monotonic() + within_s
     while True:
         value = condition()
-        value = cast(T, await value if inspect.isawaitable(value) else value)
+        value = await value if inspect.isawaitable(value) else value
         if value:
             return value
         assert time.monotonic() < deadline, f"not within {within_s} s; the last value was {value!r}"

@@ -91,13 +91,26 @@ class Replica:
                 requests.append((task, unpack_payload(task.entry.payload)))
             except DecodeError as error:
                 task.error = ItemError(FailureCode.UNDECODABLE, error.reason, hint="docs/wire.md has the format")
-        prepared = self.engine.prepare([request for _, request in requests])
+        prepared = self._prepare_together([request for _, request in requests])
         for (task, _), item in zip(requests, prepared, strict=True):
             if isinstance(item, ItemError):
                 task.error = item
             else:
                 task.item = item
         return tasks
+
+    def _prepare_together(self, requests: Sequence[tuple[Any, dict[str, Any]]]) -> list[Prepared | ItemError]:
+        try:
+            prepared = self.engine.prepare(requests)
+            if len(prepared) != len(requests):
+                raise RuntimeError(f"the engine prepared {len(prepared)} of {len(requests)} jobs")
+        except Exception as error:
+            if len(requests) > 1:
+                log.warning("preparing %d jobs failed (%r); they are prepared one by one", len(requests), error)
+                return [item for request in requests for item in self._prepare_together([request])]
+            log.exception("preparing a job failed")
+            return [_failed(error) for _ in requests]
+        return prepared
 
     # -- computing --------------------------------------------------------------------------------------
 
@@ -125,7 +138,7 @@ class Replica:
                     self._run_engine([task])
                 return
             log.exception("job %s failed alone", tasks[0].envelope.job_id)
-            outputs = [ItemError(FailureCode.ENGINE_FAILED, f"{type(error).__name__}: {error}", retryable=True)]
+            outputs = [_failed(error)]
         for task, output in zip(tasks, outputs, strict=True):
             if isinstance(output, ItemError):
                 task.error = output
@@ -168,6 +181,10 @@ class Replica:
         self._preparing.shutdown()
         self._computing.shutdown()
         await self._redis.aclose()
+
+
+def _failed(error: Exception) -> ItemError:
+    return ItemError(FailureCode.ENGINE_FAILED, f"{type(error).__name__}: {error}", retryable=True)
 
 
 def _expired() -> ItemError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from headrace.cli.options import AsJson, Model, Params, Priority, RedisUrl, Tena
 from headrace.cli.output import CommandError, Exit, InterruptError, Output
 from headrace.cli.preflight import require_model
 from headrace.cli.rendering import TensorFormat
+from headrace.cli.running import run_to_end
 from headrace.messages.job import Job
 
 __all__ = ["batch"]
@@ -108,7 +108,7 @@ def _refuse_bad_paths(*paths: Path) -> None:
 def _run(plan: _Plan, output: Output) -> Exit:
     started_s = time.monotonic()
     try:
-        summary = asyncio.run(_run_batch(plan, output))
+        summary = run_to_end(_run_batch(plan, output))
     except KeyboardInterrupt:
         finished = plan.files.done + plan.files.failed
         raise InterruptError(

@@ -98,6 +98,7 @@ class BatchRun:
         self._run = output.state.run
         self._cursor = output.state.cursor
         self._waiting: dict[int, _Waiting] = {}
+        self._unreadable: dict[str, WireError] = {}
         self._news = asyncio.Event()
         self._last_news_s = self._last_checkpoint_s = time.monotonic()
         self._since_checkpoint = 0
@@ -209,7 +210,8 @@ class BatchRun:
             try:
                 entry = InboxEntry.parse(self._job_options.inbox, entry_id, fields)
             except WireError as error:
-                log.warning("an answer cannot be read: %s", error)  # `_look_after` finds out whose it is
+                log.warning("an answer cannot be read: %s", error)
+                self._unreadable[entry_id.decode("ascii")] = error  # `_look_after` finds out whose it is
                 continue
             if entry.status != "chunk":
                 self._take_one(entry)
@@ -277,16 +279,19 @@ class BatchRun:
         while True:
             await asyncio.sleep(min(1.0, self._options.timeout_s / 4))
             silent_s = time.monotonic() - self._last_news_s
-            if not self._waiting or silent_s < _LOOK_AFTER_S:
+            if silent_s < _LOOK_AFTER_S:
                 look_at_s = _LOOK_AFTER_S
             if not self._waiting:
                 continue
             if silent_s >= self._options.timeout_s:
                 raise await self._why_silent()
-            if silent_s >= look_at_s:
-                look_at_s = silent_s + min(_LONGEST_LOOK_S, silent_s)
+            if silent_s >= look_at_s or self._unreadable:
+                look_at_s = silent_s + min(_LONGEST_LOOK_S, max(_LOOK_AFTER_S, silent_s))
+                unreadable = list(self._unreadable)
                 with suppress(RedisUnavailableError, RedisFullError):
                     await self._look_after([self._job_id(n, waiting.offset) for n, waiting in self._waiting.items()])
+                    for entry_id in unreadable:
+                        del self._unreadable[entry_id]
 
     async def _why_silent(self) -> Exception:
         try:
@@ -307,24 +312,26 @@ class BatchRun:
         known = [(job_id, record) for job_id, record in zip(job_ids, records, strict=True) if record is not None]
         ended = [(job_id, record.entry_id) for job_id, record in known if record.state.ended]
         entries = await read_entries(self._redis, model, inbox, [entry_id for _, entry_id in ended])
-        for (job_id, _), entry in zip(ended, entries, strict=True):
-            self._give_up_if_lost(job_id, entry)
+        for (job_id, entry_id), entry in zip(ended, entries, strict=True):
+            self._settle(job_id, entry_id, entry)
         forgotten = [job_id for job_id, record in zip(job_ids, records, strict=True) if record is None]
         if jobs := [job for job_id in forgotten if (job := self._job_again(job_id)) is not None]:
             await self._client.submit_patiently(jobs)
 
-    def _give_up_if_lost(self, job_id: str, raw: StreamEntry | None) -> None:
-        """Fail the line of a job that has ended, if its answer is gone or cannot be read."""
+    def _settle(self, job_id: str, entry_id: str, raw: StreamEntry | None) -> None:
+        """Finish the line of a job that has ended: by its answer, or by the lack of one."""
         place = self._place_of(job_id)
         if place is None or place[0] not in self._waiting:
             return  # its answer came while we asked
         try:
             if raw is None:
-                raise ResultGoneError("the job has ended, but its answer is gone: its retention is over")
-            InboxEntry.parse(self._job_options.inbox, *raw)
+                gone = ResultGoneError("the job has ended, but its answer is gone: its retention is over")
+                raise self._unreadable.get(entry_id, gone)
+            self._take_one(InboxEntry.parse(self._job_options.inbox, *raw))
         except (ResultGoneError, WireError) as error:
             self._fail(place[0], self._waiting.pop(place[0]).custom_id, _failure_from(error))
-            self._heard()
+        self._since_checkpoint += 1
+        self._heard()
 
     def _job_again(self, job_id: str) -> Job | None:
         place = self._place_of(job_id)

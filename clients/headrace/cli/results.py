@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -16,6 +15,7 @@ from headrace.cli.options import AsJson, Model, RedisUrl, finite
 from headrace.cli.output import Exit, Output, describe, report
 from headrace.cli.preflight import require_model
 from headrace.cli.rendering import render_result, result_fields
+from headrace.cli.running import run_to_end
 from headrace.connection import BLOCK_MS, commands
 from headrace.errors import WireError
 from headrace.ids import is_name
@@ -56,7 +56,7 @@ def results(
         raise typer.BadParameter(
             f"{after!r} is no cursor: one is printed with each answer; `$` goes with --follow", param_hint="--after"
         )
-    return asyncio.run(_results(redis_url, model, inbox, after, follow, idle_s, Output(as_json=as_json)))
+    return run_to_end(_results(redis_url, model, inbox, after, follow, idle_s, Output(as_json=as_json)))
 
 
 async def _results(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from headrace.aio import AsyncClient
 from headrace.cli.options import AsJson, RedisUrl
 from headrace.cli.output import Exit, Output
 from headrace.cli.preflight import require_model
+from headrace.cli.running import run_to_end
 from headrace.connection import commands
 from headrace.ids import is_name
 from headrace.messages.result import JobStatus
@@ -34,7 +34,7 @@ def status(model: _Model = None, job_id: _JobId = None, *, redis_url: RedisUrl =
     """
     if job_id is not None and not is_name(job_id):
         raise typer.BadParameter(f"{job_id!r} cannot be a job's id", param_hint="JOB_ID")
-    return asyncio.run(_status(redis_url, model, job_id, output=Output(as_json=as_json)))
+    return run_to_end(_status(redis_url, model, job_id, output=Output(as_json=as_json)))
 
 
 async def _status(redis_url: str | None, model: str | None, job_id: str | None, *, output: Output) -> Exit:

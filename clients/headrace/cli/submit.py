@@ -15,6 +15,7 @@ from headrace.cli.options import AsJson, Model, Params, Priority, RedisUrl, Tena
 from headrace.cli.output import CommandError, Exit, Output, describe, report
 from headrace.cli.preflight import require_model
 from headrace.cli.rendering import render_result, result_fields
+from headrace.cli.running import run_to_end
 from headrace.errors import ResultGoneError, ResultTimeoutError, WireError
 from headrace.messages.job import Job, Receipt
 from headrace.messages.result import Result
@@ -68,7 +69,7 @@ def submit(
             raise typer.BadParameter("an id names one job, and there are several texts", param_hint="--id")
         options["id"] = job_id
     jobs = [Job(model=model, input=text, inbox=inbox, **options) for text in inputs]
-    return asyncio.run(_submit(redis_url, jobs, _Waiting(wait, timeout_s), output=Output(as_json=as_json)))
+    return run_to_end(_submit(redis_url, jobs, _Waiting(wait, timeout_s), output=Output(as_json=as_json)))
 
 
 def _inputs(texts: Sequence[str]) -> list[str]:

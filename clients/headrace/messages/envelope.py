@@ -24,6 +24,10 @@ _LONGEST_BYTES: Final = 1024
 """Three names, three numbers, a token and a trace context are under 400; words of newer versions follow."""
 
 
+_END_MS: Final = 1 << 53
+"""Times beyond this are none: Lua and floats would not even tell them apart."""
+
+
 class Envelope(NamedTuple):
     """A parsed envelope."""
 
@@ -47,7 +51,10 @@ class Envelope(NamedTuple):
         try:
             words = text[:_LONGEST_BYTES].decode("ascii").split(" ")
             version, job_id, inbox, tenant, attempt, deadline, submitted, token, trace = words[:9]
-            return cls(int(version), job_id, inbox, tenant, int(attempt), int(deadline), int(submitted), token, trace)
+            deadline_ms, submitted_ms = int(deadline), int(submitted)
+            if not (0 <= deadline_ms < _END_MS and 0 <= submitted_ms < _END_MS):
+                raise ValueError("a time in it is none")
+            return cls(int(version), job_id, inbox, tenant, int(attempt), deadline_ms, submitted_ms, token, trace)
         except ValueError as error:
             raise DecodeError(f"not an envelope: {text[:200]!r}: {error}") from None
 

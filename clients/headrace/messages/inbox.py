@@ -51,7 +51,8 @@ def pack_answer(
 
 def pack_failure(code: FailureCode, message: str, *, hint: str = "", retryable: bool = False) -> bytes:
     """The body of a terminal entry that is not `ok`. `message` is cut to 2,000 characters."""
-    return pack({"code": str(code), "message": message[:2000], "hint": hint[:2000], "retryable": retryable})
+    message, hint = (text[:2000].encode("utf-8", "replace").decode() for text in (message, hint))
+    return pack({"code": str(code), "message": message, "hint": hint, "retryable": retryable})
 
 
 class InboxEntry(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.codec import MAX_PAYLOAD_BYTES, check_plain, pack, unpack
+from headrace.codec import MAX_DEPTH, MAX_PAYLOAD_BYTES, check_plain, pack, unpack
 from headrace.errors import DecodeError, InvalidJobError
 from headrace.messages.job import Job
 
@@ -46,7 +46,7 @@ def unpack_payload(payload: bytes) -> tuple[Any, dict[str, Any]]:
         raise DecodeError("'params' must be a map")
     try:
         check_plain(body["input"])
-        check_plain(params)
+        check_plain(params, depth=MAX_DEPTH + 1)  # each parameter may be as deep as the input
     except ValueError as error:
         raise DecodeError(f"the input {error}") from None
     return body["input"], params

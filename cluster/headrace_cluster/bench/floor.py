@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from typing import Final
+from typing import Any, Final
 
 import redis
 
@@ -58,7 +58,7 @@ def _wait(client: redis.Redis, after: str, jobs: int) -> str:
     """Read that many answers; returns the last one's id."""
     received = 0
     while received < jobs:
-        reply = client.xread({"floor:r": after}, count=512, block=10_000)
+        reply: Any = client.xread({"floor:r": after}, count=512, block=10_000)
         if not reply:
             raise TimeoutError("the floor's worker does not answer")
         entries = reply[0][1]
@@ -80,7 +80,8 @@ def _work(url: str, jobs: int) -> None:
     client = _connect(url)
     finish, done = client.register_script(_FINISH), 0
     while done < jobs:
-        for _stream, entries in client.xreadgroup("g", "w", {"floor:q": ">"}, count=256, block=10_000):
+        reply: Any = client.xreadgroup("g", "w", {"floor:q": ">"}, count=256, block=10_000)
+        for _stream, entries in reply:
             for start in range(0, len(entries), 64):
                 chunk = entries[start : start + 64]
                 finish(keys=["floor:q", "floor:r"], args=[part for i, f in chunk for part in (i, f[b"p"])])

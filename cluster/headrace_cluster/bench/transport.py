@@ -201,7 +201,7 @@ def _measure_peer(plan: TransportPlan, peer: str) -> float | None:
         return None
     program = Path(__file__).parent / "peers" / f"{peer}_peer.py"
     with EmbeddedServer(die_with_parent=True, port=_free_port()) as server:
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             [python, program, f"redis://127.0.0.1:{server.port}/0", str(plan.peer_jobs), str(plan.payload_bytes)],
             capture_output=True,
             text=True,

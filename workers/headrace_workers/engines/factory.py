@@ -1,25 +1,102 @@
-"""The one place that turns a configuration into an engine. (First version: echo only; the encoder follows.)"""
+"""The one place that turns a configuration into an engine.
+
+Nothing heavy is imported here: the configuration is read by processes that never run a model.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from headrace_workers.engines.base import Engine
-from headrace_workers.engines.echo import EchoEngine
 
 __all__ = ["EngineConfig", "make_engine"]
 
+_KEYS: Final = {
+    "echo": frozenset[str](),
+    "custom": frozenset({"target", "options"}),
+    "encoder": frozenset(
+        {
+            "model",
+            "task",
+            "precision",
+            "variant",
+            "max_tokens",
+            "max_tokens_per_pass",
+            "overlong",
+            "kernels",
+        }
+    ),
+}
+"""Which keys belong to which kind, besides `kind`."""
+
 
 class EngineConfig(BaseModel):
-    """Which engine, on what."""
+    """Which engine, on what. `model_config` refuses unknown keys, and a key of another kind is refused by its name."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    kind: Literal["echo"] = "echo"
+    kind: Literal["encoder", "echo", "custom"] = "encoder"
+    """`encoder`: a Hugging Face encoder. `custom`: a class of the user's. `echo`: answers with its input."""
+
+    model: Annotated[str, Field(max_length=4096)] = ""
+    """encoder: an artifact's directory, a Hugging Face folder, or a hub id."""
+    task: Literal["embedding", "sequence_classification", "token_classification"] | None = None
+    """encoder: what to use the model for; None: what its files say."""
+    precision: Literal["int8", "fp32", "bf16"] = "int8"
+    """encoder: what to compute in. A plain model is quantized as it is loaded."""
+    variant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = "int8"
+    """encoder: which variant of an artifact."""
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    """encoder: the longest text; None: as long as the model can take."""
+    max_tokens_per_pass: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    """encoder: tokens that go through the model together; None: a good number for the caches."""
+    overlong: Literal["error", "truncate"] = "error"
+    """encoder: what happens to longer texts, unless their job says otherwise."""
+    kernels: Literal["measured", "int8", "fp32"] = "measured"
+    """encoder: choose kernels by measuring at load, or take these without."""
+
+    target: Annotated[str, Field(max_length=512)] = ""
+    """custom: the class, as `package.module:ClassName`."""
+    options: dict[str, Any] = {}
+    """custom: its keyword arguments."""
+
+    @model_validator(mode="after")
+    def _keys_fit_kind(self) -> Self:
+        strangers = self.model_fields_set - _KEYS[self.kind] - {"kind"}
+        if strangers:
+            raise ValueError(f"an engine of kind {self.kind} has no {', '.join(sorted(strangers))}")
+        for kind, needed in (("encoder", "model"), ("custom", "target")):
+            if self.kind == kind and not getattr(self, needed):
+                raise ValueError(f"an engine of kind {kind} needs {needed}")
+        return self
 
 
 def make_engine(config: EngineConfig) -> Engine:
-    """The engine that the configuration asks for."""
-    return EchoEngine()
+    """The engine that the configuration asks for, in a process that `node.prepare_process` has set up.
+
+    Raises:
+        ModelLoadError: the model or class cannot be loaded, or does not do what is asked of it.
+        ArtifactError: the artifact is broken.
+    """
+    if config.kind == "echo":
+        from headrace_workers.engines.echo import EchoEngine
+
+        return EchoEngine()
+    if config.kind == "custom":
+        from headrace_workers.engines.custom import load_engine
+
+        return load_engine(config.target, config.options)
+    from headrace_workers.engines.encoder import MAX_TOKENS_PER_PASS, EncoderEngine
+
+    return EncoderEngine(
+        config.model,
+        task=config.task,
+        precision=config.precision,
+        variant=config.variant,
+        max_tokens=config.max_tokens,
+        max_tokens_per_pass=config.max_tokens_per_pass or MAX_TOKENS_PER_PASS,
+        overlong=config.overlong,
+        kernels=config.kernels,
+    )

@@ -130,15 +130,16 @@ class EmbeddingTask:
         """See `TaskHead`."""
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         vectors = self.pooling(rows, starts, normalize=[self._normalize(text.params) for text in texts])
-        finite = np.isfinite(vectors).all(axis=1).tolist()
-        return [_tensor(vector) if good else _not_finite() for vector, good in zip(vectors, finite, strict=True)]
+        return [_tensor(vector) for vector in vectors]
 
     def _normalize(self, params: Params) -> bool:
         assert isinstance(params, EmbeddingParams)
         return self.pooling.normalize if params.normalize is None else params.normalize
 
 
-def _tensor(vector: Rows) -> Tensor:
+def _tensor(vector: Rows) -> Tensor | ItemError:
+    if not np.isfinite(vector).all():
+        return _not_finite()
     return Tensor(dtype="float32", shape=[len(vector)], data=vector.tobytes())
 
 

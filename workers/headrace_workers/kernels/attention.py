@@ -85,13 +85,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, scale: float, w
     Returns:
         [tokens, heads, head_dim], of q's dtype, contiguous.
     """
-    limited = window is not None and max(packing.lengths, default=0) > window + 1
-    if limited or q.dtype != torch.float32 or q.shape[2] % _LANES or q.shape != k.shape or not support().isas:
+    if q.dtype != torch.float32 or q.shape[2] % _LANES or q.shape != k.shape or not support().isas:
         return _attend_by_torch(q, k, v, packing, scale=scale, window=window)
-    return _attend_natively(q, k, v, packing, scale=scale)
+    return _attend_natively(q, k, v, packing, scale=scale, window=window)
 
 
-def _attend_natively(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, scale: float) -> Tensor:
+def _attend_natively(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, scale: float, window: int | None) -> Tensor:
     library = support().library
     assert library is not None
     _, heads, head_dim = q.shape
@@ -110,6 +109,7 @@ def _attend_natively(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, scale
         len(packing.lengths),
         heads,
         head_dim,
+        -1 if window is None else window,
         scale,
     )
     if library.attention(ctypes.addressof(call), torch.get_num_threads()):

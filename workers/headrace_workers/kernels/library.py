@@ -67,6 +67,7 @@ class Attention(ctypes.Structure):
         ("sequences", ctypes.c_int64),
         ("heads", ctypes.c_int64),
         ("head_dim", ctypes.c_int64),
+        ("window", ctypes.c_int64),
         ("scale", ctypes.c_float),
     ]
 

@@ -128,8 +128,9 @@ class TorchInt8Kernel:
 
     def prepare(self, weight: Int8Weight) -> Run:
         """Bind the weight; nothing is packed."""
-        columns, scale, bias = weight.values.t().contiguous(), weight.scale[None, :], weight.bias
-        activation = weight.activation
+        scale, bias, activation = weight.scale[None, :], weight.bias, weight.activation
+        # A copy with strides of its own: with one input a transposed view counts as contiguous, and _int_mm errs.
+        columns = torch.empty(weight.shape.inputs, weight.shape.outputs, dtype=torch.int8).copy_(weight.values.t())
 
         def linear(x: Tensor) -> Tensor:
             values, row_scale = quantize_rows(x)

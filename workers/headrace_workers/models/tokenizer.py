@@ -16,6 +16,8 @@ from headrace_workers.models.source import ModelSource
 __all__ = ["TextTokenizer", "Tokenized", "load_tokenizer"]
 
 _FILE: Final = "tokenizer.json"
+_VOCABULARIES: Final = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+"""What transformers can make a tokenizer of. Given none of them it makes one all the same, that knows no word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ def load_tokenizer(source: ModelSource, max_tokens: int) -> TextTokenizer:
 
 def _converted(folder: Path) -> str:
     """The tokenizer of a model that has only a vocabulary, converted as transformers does it."""
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise ModelLoadError(f"{folder} has no tokenizer: neither {_FILE} nor {', '.join(_VOCABULARIES)}")
     from transformers import AutoTokenizer
 
     try:

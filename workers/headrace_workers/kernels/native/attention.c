@@ -75,7 +75,7 @@ HR_AVX512 HR_INLINE void small_product(const int rows, const int vectors, int64_
 typedef struct {
     const float *q, *v;       /* this head's first row */
     float *out;
-    int64_t q_stride, v_stride, out_stride, length, padded, head_dim;
+    int64_t q_stride, v_stride, out_stride, length, padded, head_dim, window;
     float scale;
     const float *keys;        /* [head_dim, padded] */
     float *weights;           /* [ROWS, padded] */
@@ -91,68 +91,84 @@ HR_AVX512 HR_INLINE void score_columns(const pair *p, const int rows, const int 
             _mm512_store_ps(p->weights + i * p->padded + column + 16 * j, _mm512_mul_ps(c[i][j], hr_set(p->scale)));
 }
 
-HR_AVX512 HR_INLINE void score_rows(const pair *p, const int rows, int64_t row) {
-    int64_t column = 0;
-    for (; column + 64 <= p->padded; column += 64) score_columns(p, rows, 4, row, column);
-    switch ((p->padded - column) / 16) {
-    case 1: score_columns(p, rows, 1, row, column); break;
-    case 2: score_columns(p, rows, 2, row, column); break;
-    case 3: score_columns(p, rows, 3, row, column); break;
+/* The keys that some of a few rows look at; the first is a multiple of 16. */
+typedef struct {
+    int64_t row, first, last;
+} span;
+
+HR_AVX512 HR_INLINE void score_rows(const pair *p, const int rows, const span *s) {
+    int64_t column = s->first;
+    for (; column + 64 <= hr_round_up(s->last, 16); column += 64) score_columns(p, rows, 4, s->row, column);
+    switch ((s->last - column + 15) / 16) {
+    case 1: score_columns(p, rows, 1, s->row, column); break;
+    case 2: score_columns(p, rows, 2, s->row, column); break;
+    case 3: score_columns(p, rows, 3, s->row, column); break;
     default: break;
     }
 }
 
-/* Scores -> exp(score - row's highest), zero in the padding, and 1 / their sum. The rows go side by side: one row
- * alone would wait for its own reductions most of the time. */
-HR_AVX512 HR_INLINE void softmax_rows(const pair *p, const int rows, float inverse[ROWS]) {
+/* Which of keys j .. j + 15 the row looks at. */
+HR_AVX512 HR_INLINE __mmask16 seen(const pair *p, int64_t row, int64_t j) {
+    const __mmask16 real = hr_first(p->length - j);
+    if (p->window < 0) return real;
+    return real & hr_first(row + p->window + 1 - j) & (__mmask16)~hr_first(row - p->window - j);
+}
+
+/* Scores -> exp(score - row's highest), zero where a row does not look, and 1 / their sum. The rows go side by side:
+ * one row alone would wait for its own reductions most of the time. */
+HR_AVX512 HR_INLINE void softmax_rows(const pair *p, const int rows, const span *s, float inverse[ROWS]) {
     __m512 highest[ROWS], sum[ROWS];
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) {
         highest[i] = hr_set(-__builtin_inff());
         sum[i] = _mm512_setzero_ps();
     }
-    for (int64_t j = 0; j < p->length; j += 16) {
-        const __mmask16 real = hr_first(p->length - j);
+    for (int64_t j = s->first; j < s->last; j += 16)
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++)
-            highest[i] = _mm512_mask_max_ps(highest[i], real, highest[i], _mm512_load_ps(p->weights + i * p->padded + j));
-    }
+            highest[i] = _mm512_mask_max_ps(highest[i], seen(p, s->row + i, j), highest[i],
+                                            _mm512_load_ps(p->weights + i * p->padded + j));
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) highest[i] = hr_set(_mm512_reduce_max_ps(highest[i]));
-    for (int64_t j = 0; j < p->length; j += 16) {
-        const __mmask16 real = hr_first(p->length - j);
+    for (int64_t j = s->first; j < s->last; j += 16)
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
             float *w = p->weights + i * p->padded + j;
-            __m512 e = _mm512_maskz_mov_ps(real, hr_exp(_mm512_sub_ps(_mm512_load_ps(w), highest[i])));
+            __m512 e = hr_exp(_mm512_sub_ps(_mm512_load_ps(w), highest[i]));
+            e = _mm512_maskz_mov_ps(seen(p, s->row + i, j), e);
             sum[i] = _mm512_add_ps(sum[i], e);
             _mm512_store_ps(w, e);
         }
-    }
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) inverse[i] = 1.0f / _mm512_reduce_add_ps(sum[i]);
 }
 
-HR_AVX512 HR_INLINE void mix_columns(const pair *p, const int rows, const int vectors, int64_t row, int64_t column,
+HR_AVX512 HR_INLINE void mix_columns(const pair *p, const int rows, const int vectors, const span *s, int64_t column,
                                      const float *inverse) {
     __m512 c[ROWS][VECTORS];
-    small_product(rows, vectors, p->length, p->weights, p->padded, p->v + column, p->v_stride, c);
+    small_product(rows, vectors, s->last - s->first, p->weights + s->first, p->padded,
+                  p->v + s->first * p->v_stride + column, p->v_stride, c);
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++)
-            _mm512_storeu_ps(p->out + (row + i) * p->out_stride + column + 16 * j,
+            _mm512_storeu_ps(p->out + (s->row + i) * p->out_stride + column + 16 * j,
                              _mm512_mul_ps(c[i][j], hr_set(inverse[i])));
 }
 
 HR_AVX512 HR_INLINE void attend_rows(const pair *p, const int rows, int64_t row) {
     float inverse[ROWS];
-    score_rows(p, rows, row);
-    softmax_rows(p, rows, inverse);
+    span s = {row, 0, p->length};
+    if (p->window >= 0) {
+        if (row > p->window) s.first = (row - p->window) / 16 * 16;
+        s.last = hr_min(p->length, row + rows + p->window);
+    }
+    score_rows(p, rows, &s);
+    softmax_rows(p, rows, &s, inverse);
     int64_t column = 0;
-    for (; column + 64 <= p->head_dim; column += 64) mix_columns(p, rows, 4, row, column, inverse);
-    for (; column + 32 <= p->head_dim; column += 32) mix_columns(p, rows, 2, row, column, inverse);
-    for (; column < p->head_dim; column += 16) mix_columns(p, rows, 1, row, column, inverse);
+    for (; column + 64 <= p->head_dim; column += 64) mix_columns(p, rows, 4, &s, column, inverse);
+    for (; column + 32 <= p->head_dim; column += 32) mix_columns(p, rows, 2, &s, column, inverse);
+    for (; column < p->head_dim; column += 16) mix_columns(p, rows, 1, &s, column, inverse);
 }
 
 /* `out` may be `q` itself: a row of q is read for the last time before its row of out is written. */
@@ -191,7 +207,7 @@ HR_AVX512 static int attend_pairs(const hr_attention *a, int64_t most, int64_t f
         pair p = {.q = a->q + start * a->q_stride + head, .v = a->v + start * a->v_stride + head,
                   .out = a->out + start * a->out_stride + head, .q_stride = a->q_stride, .v_stride = a->v_stride,
                   .out_stride = a->out_stride, .length = length, .padded = padded, .head_dim = a->head_dim,
-                  .scale = a->scale, .keys = scratch, .weights = scratch + a->head_dim * padded};
+                  .window = a->window, .scale = a->scale, .keys = scratch, .weights = scratch + a->head_dim * padded};
         transpose_keys(a->k + start * a->k_stride + head, a->k_stride, length, padded, a->head_dim, scratch);
         attend_pair(&p);
     }

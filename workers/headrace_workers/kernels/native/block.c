@@ -68,7 +68,7 @@ HR_EXPORT int hr_block_run(const hr_block *b, const float *x, int64_t tokens, co
     float *qkv = hr_scratch(HR_SLOT_SHARED, (size_t)(tokens * stride) * sizeof *qkv);
     if (!qkv || hr_linear_run(&b->qkv, x, width, tokens, qkv, stride, isa, threads)) return -1;
     hr_attention a = {qkv, qkv + inner, qkv + 2 * inner, qkv, stride, stride, stride, stride,
-                      starts, sequences, b->heads, b->head_dim, b->scale};
+                      starts, sequences, b->heads, b->head_dim, -1, b->scale};
     if (hr_attention_run(&a, threads)) return -1;
     const int64_t even = hr_round_up((tokens + threads - 1) / threads, 16), step = hr_min(even, ROWS_TOGETHER);
     int failed = 0;

@@ -38,6 +38,7 @@ typedef struct {
     int64_t q_stride, k_stride, v_stride, out_stride; /* floats from one token to the next */
     const int32_t *starts;    /* sequences + 1 row numbers; sequence s is starts[s] .. starts[s + 1] */
     int64_t sequences, heads, head_dim;
+    int64_t window;           /* how far a token looks to either side; negative: as far as its sequence goes */
     float scale;
 } hr_attention;
 

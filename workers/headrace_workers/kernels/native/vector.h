@@ -9,9 +9,9 @@
 #define HR_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
 #define HR_AMX_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,amx-tile,amx-int8")))
 
-/* Mask of the first `count` lanes; all of them from 16 on. */
+/* Mask of the first `count` lanes; none for a negative count, all of them from 16 on. */
 HR_AVX512 HR_INLINE __mmask16 hr_first(int64_t count) {
-    return count >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << count) - 1);
+    return count >= 16 ? (__mmask16)0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
 }
 
 HR_AVX512 HR_INLINE __m512 hr_set(float value) { return _mm512_set1_ps(value); }

@@ -1,0 +1,53 @@
+"""How a text model is usually run: tokenize with padding, one forward pass, mean over the tokens, normalize.
+
+It is what the fp32 baseline and `@serve.batch` run, here on the very weights and, for int8, the very kernels
+that headrace serves; what differs is that a batch is a rectangle, as long as its longest text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from transformers import AutoTokenizer
+
+from headrace_workers.compression.quantize import quantize_model
+from headrace_workers.kernels.layers import CompressedLinear
+from headrace_workers.kernels.selection import KernelTable
+from headrace_workers.models.loading import load_model
+from headrace_workers.models.source import find_source
+
+__all__ = ["PaddedEmbedder"]
+
+
+class PaddedEmbedder:
+    """Embeds batches of texts with padding.
+
+    Args:
+        model: a Hugging Face folder or a hub id.
+        precision: fp32, or int8 with this node's kernels.
+    """
+
+    def __init__(self, model: str, *, precision: Literal["fp32", "int8"]) -> None:
+        source = find_source(model)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(source.folder)
+        loaded = load_model(source, "embedding")
+        self._module = loaded.module
+        if precision == "int8":
+            quantize_model(self._module)
+            table = KernelTable("int8")
+            for layer in self._module.modules():
+                if isinstance(layer, CompressedLinear):
+                    layer.prepare(table)
+                    layer.release()
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> list[bytes]:
+        """The embeddings, each as float32 bytes."""
+        inputs = self._tokenizer(list(texts), padding=True, truncation=True, max_length=256, return_tensors="pt")
+        hidden = self._module(**inputs)[0]
+        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        pooled = (hidden * mask).sum(1) / mask.sum(1)
+        normalized = torch.nn.functional.normalize(pooled, dim=-1)
+        return [row.numpy().tobytes() for row in normalized]

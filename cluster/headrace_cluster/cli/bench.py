@@ -1,0 +1,92 @@
+"""`headrace bench`: the benchmarks, for people and for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from headrace.cli.options import AsJson
+from headrace.cli.output import Output
+from headrace_cluster.cli.steps import steps
+
+__all__ = ["bench"]
+
+bench = typer.Typer(help="Measure headrace on this node, against a limit and against its neighbours.")
+
+_Quick = Annotated[bool, typer.Option("--quick", help="A short look: fewer jobs and rounds, rougher figures.")]
+_Peers = Annotated[
+    Path | None,
+    typer.Option("--peers", metavar="DIR", help="Environments of other queues, as `make peers` makes them."),
+]
+_Texts = Annotated[Path | None, typer.Option("--texts", metavar="FILE", help="The texts to use, one a line.")]
+_Model = Annotated[
+    str | None, typer.Option("--model", help="A folder, an artifact or a hub id; else the package all-MiniLM-L6-v2.")
+]
+
+
+@bench.command()
+def transport(*, quick: _Quick = False, peers: _Peers = None, as_json: AsJson = False) -> int:
+    """Jobs a second with an engine that does nothing: against a hand-written pipeline, and other queues."""
+    from headrace_cluster.bench.transport import TransportPlan, run_transport
+
+    plan = TransportPlan(peers=peers)
+    if quick:
+        plan = TransportPlan(jobs=5_000, rounds=2, lone_jobs=100, batch1_jobs=500, peer_jobs=500, peers=peers)
+    with steps(as_json=as_json) as say:
+        report = run_transport(plan, say)
+    return _tell(report.to_json(), as_json=as_json)
+
+
+@bench.command()
+def e2e(*, quick: _Quick = False, texts: _Texts = None, model: _Model = None, as_json: AsJson = False) -> int:
+    """Texts a second through the whole system: against the same model in process, padded fp32, and `@serve.batch`."""
+    from headrace_cluster.bench.e2e import E2ePlan, run_e2e
+
+    plan = E2ePlan(texts=600, rounds=1, padded_texts=64) if quick else E2ePlan()
+    with steps(as_json=as_json) as say:
+        report = run_e2e(plan, say, model=model, texts_file=texts)
+    return _tell(report.to_json(), as_json=as_json)
+
+
+@bench.command()
+def kernels(*, quick: _Quick = False, model: _Model = None, as_json: AsJson = False) -> int:
+    """The int8 linear layer against fp32, for every shape of the model."""
+    from headrace_cluster.bench.kernels import run_kernels
+
+    with steps(as_json=as_json) as say:
+        report = run_kernels(say, model=model, quick=quick)
+    return _tell(report, as_json=as_json)
+
+
+def _tell(report: dict[str, Any], *, as_json: bool) -> int:
+    """The report as one JSON object, or as a table."""
+    output = Output(as_json=as_json)
+    output.emit(report)
+    table = Table("figure", "value")
+    for name, value in report.items():
+        if isinstance(value, list):
+            _show_rows(output, value)
+        else:
+            table.add_row(name, _text(value))
+    output.show(table)
+    return 0
+
+
+def _show_rows(output: Output, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(_text(value) for value in row.values()))
+    output.show(table)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(part)}" for name, part in value.items()) or "–"
+    return "–" if value is None else str(value)
