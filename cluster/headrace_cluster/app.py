@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import secrets
 import time
 from contextlib import suppress
@@ -141,6 +142,7 @@ class RouterReplica:
                 "in_flight": router.slots.in_flight,
                 "replicas": router.slots.replicas,
                 "process_cpu_s": time.process_time(),
+                "pid": os.getpid(),
             }
             for model, router in self._routers.items()
         }

@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import IO, Final, Literal, Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from headrace.errors import RedisSetupError
 
@@ -125,9 +127,7 @@ class EmbeddedServer:
     def start(self) -> None:
         """Start it, or start it again on the data it left, and wait until it answers."""
         if len(os.fsencode(self.socket)) > _LONGEST_SOCKET_BYTES:
-            raise RedisSetupError(
-                f"{self.socket} is too long a path for a socket; choose a shorter directory"
-            )
+            raise RedisSetupError(f"{self.socket} is too long a path for a socket; choose a shorter directory")
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = self._locked()
         self.socket.unlink(missing_ok=True)
@@ -182,7 +182,7 @@ class EmbeddedServer:
 
     def _wait_until_it_answers(self, log: Path) -> None:
         deadline = time.monotonic() + _START_S
-        with redis.Redis(unix_socket_path=str(self.socket)) as client:
+        with redis.Redis(unix_socket_path=str(self.socket), retry=Retry(NoBackoff(), 0)) as client:
             while time.monotonic() < deadline:
                 if self._process is None or self._process.poll() is not None:
                     break

@@ -113,6 +113,8 @@ class LaneReader:
 
     async def _wait_for_credit(self, timeout_s: float | None) -> None:
         self._credit.clear()
+        if self._stopped:  # while entries were adopted, perhaps: nobody will set it again
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._credit.wait()

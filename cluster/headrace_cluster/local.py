@@ -58,6 +58,7 @@ class LocalService:
             config = config.model_copy(update={"redis_url": SecretStr(self._server.url)})
         self.config = config
         self._verbose = verbose
+        self._deployed = False
 
     @property
     def url(self) -> str:
@@ -77,6 +78,7 @@ class LocalService:
             self._server.start()
         self._start_ray()
         serve.start(proxy_location="Disabled")
+        self._deployed = True
         serve.run(application(self.config), name=APP, route_prefix=None)
         self._wait_until_ready()
 
@@ -116,7 +118,8 @@ class LocalService:
     ) -> None:
         if ray.is_initialized():
             # Deleting lets routers finish what they hold; Serve's controller then goes with its Ray.
-            serve.delete(APP)
+            if self._deployed:
+                serve.delete(APP)
             ray.shutdown()
         if self._server is not None:
             self._server.stop()

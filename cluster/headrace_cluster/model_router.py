@@ -78,6 +78,14 @@ def _place(entry: LaneEntry) -> _Place:
     return entry.priority, entry.entry_id
 
 
+def _outcome_of(jobs: int, reply: bytes) -> BatchOutcome:
+    outcome = BatchOutcome.from_bytes(reply)
+    for of_jobs in (outcome.fates, outcome.tokens):
+        if not isinstance(of_jobs, list) or len(of_jobs) != jobs:
+            raise DecodeError(f"not the outcome of a batch of {jobs} jobs")
+    return outcome
+
+
 class ModelRouter:
     """Routes one model's jobs from its lanes to its pool.
 
@@ -259,7 +267,7 @@ class ModelRouter:
         message = Batch(self.model, self._clock.now_ms(), [job.key for job in jobs]).to_bytes()
         fates: Sequence[int] = [Fate.RETURNED] * len(jobs)
         try:
-            outcome = BatchOutcome.from_bytes(await self._call(slot.replica, message))
+            outcome = _outcome_of(len(jobs), await self._call(slot.replica, message))
             fates = outcome.fates
             self._learn(jobs, outcome)
         except (ReplicaLostError, BatchFailedError, TimeoutError, DecodeError) as error:

@@ -49,7 +49,8 @@ class PoolReplica:
         }
 
     async def __del__(self) -> None:
-        await self._replica.close()
+        if hasattr(self, "_replica"):  # else the engine could not be made
+            await self._replica.close()
 
 
 class ServePool:

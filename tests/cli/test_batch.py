@@ -13,11 +13,16 @@ import pytest
 import redis
 
 from headrace.cli.batch_input import MAX_LINE_BYTES
+from headrace.cli.batch_output import BatchOutput
+from headrace.cli.batch_state import BatchIdentity, BatchState
 from headrace.cli.output import Exit
+from headrace.cli.rendering import TensorFormat
 from headrace.codec import MAX_PAYLOAD_BYTES
 from headrace.errors import FailureCode
+from headrace.ids import is_name
 from headrace.keys import keys_of
 from headrace.messages import Tensor, unpack_payload
+from headrace.registry import Limits
 from headrace_cluster.model_router import RoutingPolicy
 from headrace_workers.engines.base import ItemError
 from support.by_hand import HandService
@@ -220,6 +225,22 @@ async def test_every_bad_line_has_a_named_error_and_stops_nothing(
     assert set(engine.ran) == {"one", "two"}
 
 
+async def test_a_duplicate_does_not_shadow_the_first(
+    redis_url: str, headrace: Run, tmp_path: Path, output: Path
+) -> None:
+    """The second line of an id is refused; a later run still knows that the first one is to be answered."""
+    lines = [{"custom_id": "a", "input": "first"}, {"custom_id": "a", "input": "second"}]
+    command = ("batch", "by-hand", write_lines(tmp_path / "in.jsonl", lines), "-o", output, "--json")
+    async with HandService(redis_url) as service:
+        for _ in range(2):
+            assert (await headrace(*command, "--timeout-s", "0.2")).status == Exit.TIMED_OUT
+            assert [line["line"] for line in read_lines(Path(f"{output}.errors.jsonl"))] == [2]
+        service.keep_answering()
+        ran = await headrace(*command)
+    assert (ran.last["done"], ran.last["failed"], ran.last["skipped"]) == (1, 1, 1)
+    assert [line["output"] for line in read_lines(output)] == ["first"]
+
+
 @pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n", b"\n\n  \n\n"], ids=repr)
 async def test_line_endings_and_blank_lines(
     service: PlainService, headrace: Run, tmp_path: Path, output: Path, ending: bytes
@@ -256,8 +277,6 @@ async def test_only_so_many_jobs_are_in_flight(redis_url: str, headrace: Run, tm
 
 
 async def test_a_full_lane_is_waited_out(redis_url: str, headrace: Run, source: Path, output: Path) -> None:
-    from headrace.registry import Limits
-
     async with HandService(redis_url, limits=Limits(lane_capacity=2)) as service:
         service.keep_answering()
         assert (await headrace("batch", "by-hand", source, "-o", output)).status == 0
@@ -274,6 +293,25 @@ async def test_silence_ends_in_time_and_can_be_gone_on_from(
         assert "repeat the command" in ran.err
         service.keep_answering()
         assert (await headrace(*command)).last["done"] == 5
+
+
+async def test_jobs_that_redis_lost_are_handed_over_again(
+    redis_url: str, headrace: Run, source: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that lost its last second of writes: what nobody knows of any more is submitted anew."""
+    monkeypatch.setattr("headrace.cli.batch_run._LOOK_AFTER_S", 0.1)
+    async with HandService(redis_url) as service:
+        running = asyncio.create_task(headrace("batch", "by-hand", source, "-o", output, "--timeout-s", "20"))
+        await take(service, 5)
+        with redis.Redis.from_url(redis_url) as client:
+            for key in client.scan_iter("hr:{by-hand}:j:*"):
+                client.delete(key)
+            lane = keys_of("by-hand").lanes[1]
+            client.xack(lane, "g", *(lost := [entry_id for entry_id, _ in client.xrange(lane)]))
+            client.xdel(lane, *lost)
+        await service.answer(*await take(service, 5))
+        assert (await running).status == 0
+    assert len(read_lines(output)) == 5
 
 
 @pytest.mark.parametrize(
@@ -317,8 +355,6 @@ async def test_an_existing_file_is_not_overwritten(
 async def test_a_full_disk_is_said_to_be_full(
     service: PlainService, headrace: Run, source: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from headrace.cli.batch_output import BatchOutput
-
     def full(self: BatchOutput) -> None:
         raise OSError(28, "No space left on device")
 
@@ -344,3 +380,32 @@ async def test_an_input_that_changes_meanwhile_is_noticed(
 def append(path: Path, data: bytes) -> None:
     with path.open("ab") as file:
         file.write(data)
+
+
+def test_what_the_state_says_is_on_disk_is_there(output: Path) -> None:
+    errors, state = output.with_name("err.jsonl"), output.with_name("state")
+    identity = BatchIdentity(model="m", params={}, tensors=TensorFormat.LIST, input_bytes=1, input_sha256="0")
+    files = BatchOutput(output, errors, state)
+    files.open(identity, restart=False)
+    files.write_done(1, "a", {"output": 1})
+    files.write_failed(2, "b", {"code": "engine_failed"})
+    files.checkpoint("5-0")
+
+    recorded = BatchState.read(state)
+    assert recorded is not None
+    assert recorded.cursor == "5-0"
+    assert (recorded.output_bytes, recorded.errors_bytes) == (output.stat().st_size, errors.stat().st_size)
+    assert len(read_lines(output)) == len(read_lines(errors)) == 1
+    assert state.stat().st_mode & 0o077 == 0  # whoever reads it can find the inbox
+    files.close()
+
+
+def test_ids_cannot_be_guessed_and_fit_the_wire(tmp_path: Path) -> None:
+    identity = BatchIdentity(model="m", params={}, tensors=TensorFormat.LIST, input_bytes=1, input_sha256="0")
+    first, second = BatchState.begin(identity), BatchState.begin(identity)
+    assert first.inbox != second.inbox
+    assert first.run != second.run
+    assert first.run not in first.inbox
+    assert is_name(first.inbox)
+    assert is_name(f"{first.run}-{10**12}-{10**15}")
+    assert first.model_copy(update={"cursor": "1-1"}).inbox == first.inbox

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import redis
 
+from headrace.aio import AsyncClient
+from headrace.cli.batch_state import BatchState
 from headrace.keys import keys_of
 from headrace_cluster.model_router import RoutingPolicy
 from support.command_line import CountingEngine, Ran, Run, Zygote, end, read_lines, start, write_lines
@@ -53,10 +55,14 @@ def errors_of(output: Path) -> list[dict[str, Any]]:
     return read_lines(Path(f"{output}.errors.jsonl"))
 
 
+def good_lines() -> list[int]:
+    return [n + 1 for n in range(LINES) if n % 100 != 50]
+
+
 def assert_complete(ran: Ran, output: Path, engine: CountingEngine) -> None:
     """Every line is finished by exactly one line, and every good one ran exactly once."""
-    good = [n for n in range(LINES) if n % 100 != 50]
-    assert sorted(line["line"] for line in read_lines(output)) == [n + 1 for n in good]
+    good = [number - 1 for number in good_lines()]
+    assert sorted(line["line"] for line in read_lines(output)) == good_lines()
     assert {line["custom_id"]: line["output"] for line in read_lines(output)} == {f"id-{n}": f"drop {n}" for n in good}
     assert sorted(line["line"] for line in errors_of(output)) == [n + 1 for n in range(50, LINES, 100)]
     assert engine.ran == dict.fromkeys((f"drop {n}" for n in good), 1)
@@ -141,16 +147,87 @@ async def test_ctrl_c_says_how_to_go_on(
     assert resumed.last["skipped"] >= 20
 
 
-async def test_a_torn_last_line_is_written_again(
+async def test_what_a_power_cut_left_torn_is_written_again(
     service: PlainService, engine: CountingEngine, headrace: Run, zygote: Zygote, source: Path, output: Path
 ) -> None:
-    """A power cut may leave half a line, or a line of zeros, behind what was on disk for certain."""
+    """Behind what was on disk for certain there may be lines with holes, half a line, and room never filled."""
     command = ("batch", "echo", source, "-o", output, "--in-flight", "100", "--json")
     await zygote.kill_at("headrace.cli.batch_output:BatchOutput.flush", "after", 2, *command)
-    change(output, lambda whole: whole[:-7])
-    change(Path(f"{output}.errors.jsonl"), lambda whole: whole + bytes(100) + b"\n")
+    change(output, hole_in_the_middle)
+    change(Path(f"{output}.errors.jsonl"), lambda whole: whole[:-7] + bytes(100_000))
 
     assert_complete(await headrace(*command), output, engine)
+
+
+def hole_in_the_middle(whole: bytes) -> bytes:
+    lines = whole.splitlines(keepends=True)
+    middle = len(lines) // 2
+    lines[middle] = lines[middle].replace(b'"input_tokens"', bytes(14))
+    return b"".join(lines)
+
+
+async def test_nothing_is_deleted_before_it_is_on_disk(
+    service: PlainService, headrace: Run, source: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fsync, then the state, then Redis: the one order in which a power cut loses nothing."""
+    steps: list[tuple[str, str]] = []
+    write, trim, fsync = BatchState.write, AsyncClient.trim, os.fsync
+
+    def logged_write(state: BatchState, path: Path) -> None:
+        steps.append(("state", state.cursor))
+        write(state, path)
+
+    async def logged_trim(client: AsyncClient, inbox: str, *, model: str, through: str) -> int:
+        steps.append(("trim", through))
+        return await trim(client, inbox, model=model, through=through)
+
+    def logged_fsync(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), output.stat()):
+            steps.append(("fsync", str(size_of(output))))
+        fsync(descriptor)
+
+    monkeypatch.setattr(BatchState, "write", logged_write)
+    monkeypatch.setattr(AsyncClient, "trim", logged_trim)
+    monkeypatch.setattr(os, "fsync", logged_fsync)
+    monkeypatch.setattr("headrace.cli.batch_run._CHECKPOINT_EVERY", 100)
+    await headrace("batch", "echo", source, "-o", output, "--in-flight", "50")
+
+    names = [name for name, _ in steps]
+    assert names[0] == "state"
+    assert names.count("trim") >= 4
+    for n in (n for n, name in enumerate(names) if name == "trim"):
+        assert names[n - 2 : n] == ["fsync", "state"]
+        assert steps[n - 1][1] == steps[n][1]
+    assert steps[-3][1] == str(size_of(output))
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
+async def test_an_answer_behind_the_cursor_is_found(
+    service: PlainService,
+    engine: CountingEngine,
+    headrace: Run,
+    zygote: Zygote,
+    source: Path,
+    output: Path,
+    redis_url: str,
+) -> None:
+    """A state that is ahead of its output, as a copied or restored file may be: the job's record leads there."""
+    command = ("batch", "echo", source, "-o", output, "--in-flight", "100", "--json")
+    await zygote.kill_at("headrace.cli.batch_output:BatchOutput.flush", "after", 2, *command)
+    change(output, lambda _: b"")
+    with redis.Redis.from_url(redis_url) as client:
+        await eventually(lambda: not sum(client.xlen(lane) for lane in keys_of("echo").lanes))
+        seconds, microseconds = client.time()
+    now = f'"cursor":"{seconds * 1000 + microseconds // 1000 + 1}-0"'.encode()
+    change(Path(f"{output}.state"), lambda whole: whole.replace(b'"cursor":"0"', now))
+
+    ran = await headrace(*command, "--timeout-s", "20")
+    assert sorted(line["line"] for line in read_lines(output)) == good_lines()
+    assert set(engine.ran.values()) == {1}
+    assert ran.status == 1
 
 
 async def test_an_answer_that_is_gone_fails_its_line_alone(

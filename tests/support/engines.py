@@ -1,81 +1,41 @@
-"""Engines that do in tests what real ones do on bad days."""
+"""Engines that misbehave on demand, for replicas in actors of their own."""
 
 from __future__ import annotations
 
-import threading
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from headrace.errors import FailureCode
-from headrace_workers.engines.base import ItemError, Prepared
-from headrace_workers.engines.echo import EchoEngine
+from headrace_workers.engines.base import EngineInfo, ItemError, Prepared
 
-__all__ = ["GatedEngine", "PickyEngine", "RecordingEngine", "SlowEngine"]
-
-_GATE_S = 20.0
+__all__ = ["FragileEngine"]
 
 
-class RecordingEngine(EchoEngine):
-    """An echo that keeps the size of every batch, and what it ran."""
+class FragileEngine:
+    """Answers with its process id, after what the input asks for.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.batches: list[int] = []
-        self.ran: list[Any] = []
-        self.prepared: list[Any] = []
+    `raise`: the whole batch raises. `refuse`: an item error. `sleep:SECONDS`: takes its time first.
+    """
+
+    def __init__(self, variant: str = "fragile") -> None:
+        self.info = EngineInfo(variant=variant, task="test", device="cpu", load_s=0.0)
 
     def prepare(self, requests: Sequence[tuple[Any, dict[str, Any]]]) -> list[Prepared | ItemError]:
-        self.prepared += [value for value, _params in requests]
-        return super().prepare(requests)
+        return [Prepared(1, value) for value, _params in requests]
 
     def run(self, items: Sequence[Prepared]) -> list[Any]:
-        self.batches.append(len(items))
-        self.ran += [item.data for item in items]
-        return super().run(items)
+        return [self._answer(str(item.data)) for item in items]
 
+    def _answer(self, wish: str) -> Any:
+        if wish == "raise":
+            raise RuntimeError("as asked")
+        if wish == "refuse":
+            return ItemError(FailureCode.INVALID_INPUT, "as asked")
+        if wish.startswith("sleep:"):
+            time.sleep(float(wish.removeprefix("sleep:")))
+        return os.getpid()
 
-class GatedEngine(RecordingEngine):
-    """Runs nothing until the test opens its gate."""
-
-    def __init__(self, *, is_open: bool = False) -> None:
-        super().__init__()
-        self._gate = threading.Event()
-        if is_open:
-            self._gate.set()
-
-    def open(self) -> None:
-        """Let everything run, from now on."""
-        self._gate.set()
-
-    def run(self, items: Sequence[Prepared]) -> list[Any]:
-        assert self._gate.wait(_GATE_S), "the test never opened the gate"
-        return super().run(items)
-
-
-class SlowEngine(RecordingEngine):
-    """Takes a while for every batch, whatever its size."""
-
-    def __init__(self, run_s: float) -> None:
-        super().__init__()
-        self.run_s = run_s
-
-    def run(self, items: Sequence[Prepared]) -> list[Any]:
-        time.sleep(self.run_s)
-        return super().run(items)
-
-
-class PickyEngine(RecordingEngine):
-    """Refuses an empty input, and raises on every batch that holds "poison"."""
-
-    def prepare(self, requests: Sequence[tuple[Any, dict[str, Any]]]) -> list[Prepared | ItemError]:
-        empty = ItemError(FailureCode.INVALID_INPUT, "the input is empty", hint="give it at least one character")
-        return [
-            item if value else empty for item, (value, _params) in zip(super().prepare(requests), requests, strict=True)
-        ]
-
-    def run(self, items: Sequence[Prepared]) -> list[Any]:
-        outputs = super().run(items)
-        if any(item.data == "poison" for item in items):
-            raise RuntimeError("this batch was poisoned")
-        return outputs
+    def example(self) -> tuple[Any, dict[str, Any]]:
+        return "hello", {}

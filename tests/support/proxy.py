@@ -87,6 +87,12 @@ class Proxy:
         """For each word: the next command that has it in its head is executed, its reply swallowed, the link cut."""
         self._doomed += [word.encode() for word in words]
 
+    def forgive(self) -> None:
+        """Drop no reply that is not dropped yet."""
+        self._doomed.clear()
+        for link in self._links:
+            link.reply_doomed = False
+
     def cut(self) -> None:
         """Close every connection, as a restart of the network would."""
         for link in list(self._links):
@@ -101,9 +107,9 @@ class Proxy:
         self._flowing.set()
 
     @property
-    def connections(self) -> int:
-        """How many connections are open."""
-        return len(self._links)
+    def to_drop(self) -> int:
+        """How many replies are still to be swallowed."""
+        return len(self._doomed)
 
     # -- forwarding ---------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import pytest
 from headrace import AsyncClient, Job, JobExpiredError, Status
 from headrace_cluster.batch_former import FormingPolicy
 from headrace_cluster.model_router import RoutingPolicy
-from support.engines import GatedEngine
+from support.bad_days import GatedEngine
 from support.service import PlainService
 from support.waiting import eventually
 
@@ -22,19 +22,21 @@ async def router_has_read(service: PlainService, jobs: int) -> None:
 async def test_a_high_priority_goes_before_what_waits(redis_url: str) -> None:
     """While the one replica is busy, later but more urgent jobs pass the others."""
     engine = GatedEngine()
-    async with PlainService(redis_url, "slow", engine, policy=one_job_a_batch()) as service:
-        async with AsyncClient(redis_url) as client:
-            await client.submit(Job(model="slow", input="busy", id="busy"))
-            await router_has_read(service, 1)
-            await client.submit(Job(model="slow", input="prepared", id="prepared"))
-            await router_has_read(service, 2)
-            await client.submit(Job(model="slow", input="low", id="low", priority="low"))
-            await router_has_read(service, 3)
-            await client.submit(Job(model="slow", input="high", id="high", priority="high"))
-            await router_has_read(service, 4)
-            engine.open()
-            for name in ("busy", "prepared", "low", "high"):
-                await client.result(name, model="slow", timeout_s=5)
+    async with (
+        PlainService(redis_url, "slow", engine, policy=one_job_a_batch()) as service,
+        AsyncClient(redis_url) as client,
+    ):
+        await client.submit(Job(model="slow", input="busy", id="busy"))
+        await router_has_read(service, 1)
+        await client.submit(Job(model="slow", input="prepared", id="prepared"))
+        await router_has_read(service, 2)
+        await client.submit(Job(model="slow", input="low", id="low", priority="low"))
+        await router_has_read(service, 3)
+        await client.submit(Job(model="slow", input="high", id="high", priority="high"))
+        await router_has_read(service, 4)
+        engine.open()
+        for name in ("busy", "prepared", "low", "high"):
+            await client.result(name, model="slow", timeout_s=5)
 
     assert engine.ran == ["busy", "prepared", "high", "low"]
 

@@ -13,7 +13,7 @@ from headrace import (
     Status,
     UnknownModelError,
 )
-from support.engines import PickyEngine
+from support.bad_days import PickyEngine
 from support.service import PlainService
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from headrace import AsyncClient, Job, JobState, ResultGoneError
-from support.engines import GatedEngine
+from support.bad_days import GatedEngine
 from support.service import PlainService
 from support.waiting import eventually
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from headrace import scripts
 from headrace.aio import AsyncClient
@@ -24,6 +24,7 @@ from headrace.cli.batch_input import BatchInput, JobOptions, LineCode, LineError
 from headrace.cli.batch_output import BatchOutput
 from headrace.cli.output import CommandError, Exit, describe
 from headrace.cli.rendering import TensorFormat, answer_fields, failure_fields, failure_of
+from headrace.cli.running import until_one_ends
 from headrace.connection import commands
 from headrace.errors import FailureCode, RedisError, RedisFullError, RedisUnavailableError, ResultGoneError, WireError
 from headrace.lookup import read_entries, read_records, read_stored
@@ -31,7 +32,6 @@ from headrace.messages.inbox import InboxEntry
 from headrace.messages.job import Job
 from headrace.messages.result import Failure
 from headrace.reader import Backoff, StreamEntry, entries_after
-from headrace.tasks import end_task
 
 __all__ = ["BatchRun", "RunOptions"]
 
@@ -112,7 +112,7 @@ class BatchRun:
         """
         try:
             await self._take_stored()
-            await _until_one_ends(self._feed(), self._read(), self._watch())
+            await until_one_ends(self._feed(), self._read(), self._watch())
             self._output.checkpoint(self._cursor)
             await self._trim()
             self._output.finish()
@@ -344,15 +344,3 @@ class BatchRun:
 def _failure_from(error: Exception) -> Failure:
     problem = describe(error)
     return Failure(code=problem.code, message=problem.message, hint=problem.hint)
-
-
-async def _until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
-    """Run them all until the first ends; raise what it raised."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            await end_task(task)

@@ -47,7 +47,7 @@ __all__ = [
     "warnings_on_stderr",
 ]
 
-_PIPE_WIDTH: Final = 200
+_LEAST_WIDTH: Final = 160
 
 
 class Exit(IntEnum):
@@ -177,9 +177,10 @@ class Output:
     def show(self, *lines: RenderableType) -> None:
         """Text or tables, if a person reads."""
         if not self.as_json:
-            # Answers are data: nothing in them is markup, and no line of them is broken for a pipe.
-            width = None if sys.stdout.isatty() else _PIPE_WIDTH
-            Console(markup=False, highlight=False, emoji=False, soft_wrap=True, width=width).print(*lines, sep="\n")
+            # Answers are data: nothing in them is markup, and a terminal breaks lines better than we cut columns.
+            console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+            console.width = max(console.width, _LEAST_WIDTH)
+            console.print(*lines, sep="\n")
 
     def note(self, text: str) -> None:
         """A remark on stderr, if a person reads."""

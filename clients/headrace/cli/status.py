@@ -30,6 +30,8 @@ _JobId = Annotated[str | None, typer.Argument(metavar="JOB_ID", help="Only this 
 def status(model: _Model = None, job_id: _JobId = None, *, redis_url: RedisUrl = None, as_json: AsJson = False) -> int:
     """Show the models and their lanes, one model's, or where one job is.
 
+    Waiting jobs are counted by priority: high/normal/low. Pending ones are in a router's or a replica's hands.
+
     Exit status 1 if the audit finds jobs lost or answered twice.
     """
     if job_id is not None and not is_name(job_id):
@@ -84,9 +86,9 @@ def _fields(overview: ModelOverview) -> dict[str, Any]:
 def _render(overviews: Sequence[ModelOverview]) -> list[RenderableType]:
     if not overviews:
         return ["no service has registered a model in this Redis yet"]
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     table.add_column("model", no_wrap=True)
-    for name in ("waiting h/n/l", "pending", "submitted", "ok", "error", "expired", "cancelled", "dead"):
+    for name in ("waiting", "pending", "submitted", "ok", "error", "expired", "cancelled", "dead"):
         table.add_column(name, justify="right")
     for name in ("lost", "doubled"):
         table.add_column(name, justify="right", style="bold")

@@ -3,12 +3,32 @@
 -- KEYS[1]  the model's key prefix, "hr:{model}:"
 -- ARGV     1 wire version   2 priority (0-2)   3 token of this call   4 inbox   5 tenant
 --          then, for each job: id, deadline (ms from now, 0 for none), traceparent or "-", payload
--- Returns  one number a job: 0 accepted, 1 duplicate, 2 lane full, 3 tenant full, 4 unknown model
+-- Returns  one number a job: 0 accepted, 1 duplicate, 2 lane full, 3 tenant full, 4 unknown model;
+--          or an error that begins with "ERR SUBMIT", and then no job of the call was touched
 --
 -- Replay-safe: a call repeated with its token finds its own records and answers 0 again.
 local prefix, version, priority, token, tenant = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[5]
 local jobs = (#ARGV - 5) / 4
 local codes = {}
+
+-- Words of an envelope must stay words: one job with a space in its name would lie in the lane for ever.
+local function wrong()
+  local function is_name(text) return #text <= 64 and string.find(text, '^[%w._:-]+$') end
+  if jobs < 1 or jobs % 1 ~= 0 then return 'takes 5 arguments, then 4 for each job' end
+  if not (string.find(version, '^%d+$') and string.find(priority, '^[012]$') and is_name(token)) then
+    return 'needs a version, a priority of 0 to 2 and a token'
+  end
+  if not (is_name(ARGV[4]) and is_name(tenant)) then return 'inbox and tenant must be names' end
+  for at = 5, #ARGV - 4, 4 do
+    if not is_name(ARGV[at + 1]) then return 'an id is no name' end
+    local wait, trace = ARGV[at + 2], ARGV[at + 3]
+    if #wait > 12 or not string.find(wait, '^%d+$') then return 'a deadline is no number of milliseconds' end
+    if #trace > 64 or not string.find(trace, '^[%x-]+$') then return 'a traceparent is none' end
+    if #ARGV[at + 4] > 1048576 then return 'a payload is larger than 1048576 bytes' end
+  end
+end
+local mistake = wrong()
+if mistake then return redis.error_reply('ERR SUBMIT ' .. mistake) end
 
 local limits = redis.call('HMGET', prefix .. 'meta', 'lane_capacity', 'tenant_capacity')
 if not limits[1] then

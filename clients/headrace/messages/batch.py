@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from headrace.codec import pack, unpack
 from headrace.errors import DecodeError
@@ -47,8 +47,8 @@ class Batch:
         Raises:
             DecodeError: it is not one.
         """
-        model, now_ms, entries = _array(data, 3)
-        return cls(model, now_ms, [LaneEntry(*entry) for entry in entries])
+        model, now_ms, entries = _array(data, [str, int, list])
+        return cls(model, now_ms, [_entry(entry) for entry in entries])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,23 @@ class BatchOutcome:
         Raises:
             DecodeError: it is not one.
         """
-        return cls(*_array(data, 3))
+        fates, tokens, run_s = _array(data, [list, list, float])
+        if len(fates) != len(tokens) or any(type(number) is not int for number in (*fates, *tokens)):
+            raise DecodeError("an outcome has a fate and a number of tokens for each job")
+        return cls(fates, tokens, run_s)
 
 
-def _array(data: bytes, length: int) -> list[Any]:
+def _array(data: bytes, kinds: list[type]) -> list[Any]:
     body = unpack(data)
-    if not isinstance(body, list) or len(body) != length:
-        raise DecodeError(f"expected an array of {length}, got {type(body).__name__}")
+    if not isinstance(body, list) or [type(part) for part in body] != kinds:
+        raise DecodeError(f"expected an array of {', '.join(kind.__name__ for kind in kinds)}")
     return body
+
+
+_ENTRY: Final = [int, str, bytes, bytes]
+
+
+def _entry(value: Any) -> LaneEntry:
+    if not isinstance(value, list) or [type(part) for part in value] != _ENTRY:
+        raise DecodeError("an entry of a batch is its priority, its id, its envelope and its payload")
+    return LaneEntry(*value)

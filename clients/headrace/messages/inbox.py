@@ -73,8 +73,8 @@ class InboxEntry(NamedTuple):
             DecodeError: it is no inbox entry.
             UnsupportedVersionError: a newer schema wrote it.
         """
-        known = dict(zip(fields[::2], fields[1::2], strict=True))
         try:
+            known = dict(zip(fields[::2], fields[1::2], strict=True))
             version, job_id, status, attempt = known[b"e"].decode("ascii").split(" ")[:4]
             if int(version) > WIRE_VERSION:
                 raise UnsupportedVersionError(
@@ -110,7 +110,7 @@ _ANSWER: Final = frozenset({"output", "tensor", "input_tokens", "queued_ms", "ru
 
 def _parts_of_answer(body: dict[str, Any]) -> dict[str, Any]:
     if not body.keys() <= _ANSWER or ("output" in body) == ("tensor" in body):
-        raise ValueError(f"an answer has 'output' or 'tensor' and no {sorted(body.keys() - _ANSWER)}")
+        raise ValueError(f"an answer has 'output' or 'tensor' and no {sorted(map(str, body.keys() - _ANSWER))}")
     if "tensor" in body:
         body["output"] = Tensor.model_validate(body.pop("tensor"))
     return body

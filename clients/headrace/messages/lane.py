@@ -27,11 +27,13 @@ class LaneEntry(NamedTuple):
         Raises:
             DecodeError: it has no envelope or no payload.
         """
-        known = dict(zip(fields[::2], fields[1::2], strict=True))
         try:
+            known = dict(zip(fields[::2], fields[1::2], strict=True))
             return cls(priority, entry_id.decode("ascii"), known[b"e"], known[b"p"])
         except KeyError as missing:
             raise DecodeError(f"lane entry {entry_id!r} has no field {missing}") from None
+        except ValueError as error:
+            raise DecodeError(f"lane entry {entry_id!r} is malformed: {error}") from None
 
     @property
     def envelope(self) -> Envelope:

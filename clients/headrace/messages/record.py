@@ -34,9 +34,10 @@ class Record(NamedTuple):
         """
         try:
             state, priority, entry_id, finished, envelope = text.split(b" ", 4)
-            return cls(
-                JobState(state.decode()), int(priority), entry_id.decode(), int(finished), Envelope.parse(envelope)
-            )
+            lane, finished_ms = int(priority), int(finished)
+            if not 0 <= lane < len(PRIORITIES) or finished_ms < 0:
+                raise ValueError("a number in it is none")
+            return cls(JobState(state.decode()), lane, entry_id.decode(), finished_ms, Envelope.parse(envelope))
         except ValueError as error:
             raise DecodeError(f"not a record: {text[:200]!r}: {error}") from None
 

@@ -50,11 +50,11 @@ HR_AVX512 static int after_attention(const hr_block *b, const float *context, in
     float *hidden = hr_scratch(HR_SLOT_ROWS, (size_t)(ROWS_TOGETHER * (stride + wide)) * sizeof *hidden);
     if (!hidden) return -1;
     float *middle = hidden + ROWS_TOGETHER * stride;
-    if (hr_linear_rows(&b->out, context, context_stride, rows, 0, width, hidden, stride, isa)) return -1;
+    if (hr_linear_rows(&b->out, context, context_stride, rows, hidden, stride, isa)) return -1;
     for (int64_t i = 0; i < rows; i++)
         add_and_norm(hidden + i * stride, x + i * width, width, &b->attention_norm, hidden + i * stride);
-    if (hr_linear_rows(&b->up, hidden, stride, rows, 0, b->up.outputs, middle, wide, isa)) return -1;
-    if (hr_linear_rows(&b->down, middle, wide, rows, 0, width, y, width, isa)) return -1;
+    if (hr_linear_rows(&b->up, hidden, stride, rows, middle, wide, isa)) return -1;
+    if (hr_linear_rows(&b->down, middle, wide, rows, y, width, isa)) return -1;
     for (int64_t i = 0; i < rows; i++)
         add_and_norm(y + i * width, hidden + i * stride, width, &b->output_norm, y + i * width);
     return 0;

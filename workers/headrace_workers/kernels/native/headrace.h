@@ -63,12 +63,10 @@ void *hr_scratch(enum hr_slot slot, size_t bytes);
 HR_INLINE int64_t hr_round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 HR_INLINE int64_t hr_min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Rows [0, rows) through one layer on the calling thread, columns [first, last) (multiples of 64 but for the end).
- * Each row's answer depends on that row alone. Returns 0, or -1 when memory is out. */
-int hr_linear_rows(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, int64_t first, int64_t last,
-                   float *y, int64_t y_stride, enum hr_isa isa);
-
-
+/* Rows through one layer, on the calling thread or on several. Each row's answer depends on that row alone. Strides are
+ * in floats. Return 0, or -1 when memory is out. */
+int hr_linear_rows(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t y_stride,
+                   enum hr_isa isa);
 int hr_linear_run(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t y_stride,
                   int isa, int threads);
 int hr_attention_run(const hr_attention *attention, int threads);

@@ -32,6 +32,9 @@ HR_EXPORT void hr_pack(const int8_t *weight, int64_t outputs, int64_t inputs, in
 enum { ROW_BLOCK = 128 };
 /* Below this many multiplications a second thread costs more than it brings. */
 enum { WORTH_A_THREAD = 1 << 21 };
+/* Answers of this many bytes leave the caches before anyone reads them. AMX is faster than they can be fetched for
+ * writing, so it writes past the caches; VNNI is not, and gains nothing. */
+enum { TOO_LARGE_FOR_CACHES = 1 << 20 };
 
 /* Bits of |x| order like integers, and NaN above infinity above all numbers: one maximum finds both. */
 HR_AVX512 HR_INLINE __m512i magnitude(__m512 x) {
@@ -100,20 +103,48 @@ typedef struct {
     int64_t rows, kp, first, last;
     float *y;
     int64_t y_stride;
+    int past_caches;       /* whole cache lines are written without being read */
 } product;
 
-enum { VNNI_ROWS = 6 };
-
-/* `rows` x 64 outputs in registers: 24 sums, four weights, one broadcast activation. */
-HR_AVX512 HR_INLINE void vnni_tile(const product *p, const int rows, int64_t row, int64_t column, const int activation) {
+/* Rows [row, row + rows) x 32 outputs of sums, `sums_stride` apart, become answers. */
+HR_AVX512 HR_INLINE void finish_columns(const product *p, int64_t row, int64_t rows, int64_t column,
+                                        const int32_t *sums, int64_t sums_stride, const int activation) {
     const hr_linear *layer = p->layer;
+    const __mmask16 left = hr_first(layer->outputs - column), right = hr_first(layer->outputs - column - 16);
+    const __m512 left_scale = _mm512_loadu_ps(layer->scale + column), left_bias = _mm512_loadu_ps(layer->bias + column);
+    const __m512 right_scale = _mm512_loadu_ps(layer->scale + column + 16);
+    const __m512 right_bias = _mm512_loadu_ps(layer->bias + column + 16);
+    /* copies: for all the compiler knows, writing an answer could change p */
+    const int64_t stride = p->y_stride;
+    const int past_caches = p->past_caches;
+    const float *scales = p->row_scale + row;
+    float *y = p->y + row * stride + column;
+    for (int64_t i = 0; i < rows; i++, sums += sums_stride, y += stride) {
+        const __m512 scale = hr_set(scales[i]);
+        const __m512 a = finish(_mm512_load_si512(sums), scale, left_scale, left_bias, activation);
+        const __m512 b = finish(_mm512_load_si512(sums + 16), scale, right_scale, right_bias, activation);
+        if (past_caches) {
+            _mm512_stream_ps(y, a);
+            if (right) _mm512_stream_ps(y + 16, b);
+        } else {
+            _mm512_mask_storeu_ps(y, left, a);
+            _mm512_mask_storeu_ps(y + 16, right, b);
+        }
+    }
+}
+
+enum { VNNI_ROWS = 6, VNNI_COLUMNS = 64 };
+
+/* `rows` x 64 sums: 24 registers of them, four weights, one broadcast activation. Nothing else may be done in here, or
+ * the compiler runs out of registers and the loop is half as fast. */
+HR_AVX512 HR_INLINE void vnni_sums(const product *p, const int rows, int64_t row, int64_t column, int32_t *sums) {
     const int64_t kp = p->kp, panel = kp * 16;
     const uint8_t *a = p->q + row * kp;
-    const int8_t *w = layer->weight + column * kp;
+    const int8_t *w = p->layer->weight + column * kp;
     __m512i sum[VNNI_ROWS][4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
-        __m512i start = _mm512_loadu_si512(layer->offset + column + 16 * j);
+        __m512i start = _mm512_loadu_si512(p->layer->offset + column + 16 * j);
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) sum[i][j] = start;
     }
@@ -132,36 +163,32 @@ HR_AVX512 HR_INLINE void vnni_tile(const product *p, const int rows, int64_t row
             sum[i][3] = _mm512_dpbusd_epi32(sum[i][3], x, b3);
         }
     }
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-        int64_t left = layer->outputs - column - 16 * j;
-        if (left <= 0) break;
-        __m512 scale = _mm512_loadu_ps(layer->scale + column + 16 * j);
-        __m512 bias = _mm512_loadu_ps(layer->bias + column + 16 * j);
 #pragma GCC unroll 6
-        for (int i = 0; i < rows; i++)
-            _mm512_mask_storeu_ps(p->y + (row + i) * p->y_stride + column + 16 * j, hr_first(left),
-                                  finish(sum[i][j], hr_set(p->row_scale[row + i]), scale, bias, activation));
-    }
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) _mm512_store_si512(sums + i * VNNI_COLUMNS + 16 * j, sum[i][j]);
 }
 
-HR_AVX512 HR_INLINE void vnni_rest(const product *p, int64_t row, int64_t column, const int activation) {
-    switch (p->rows - row) {
-    case 1: vnni_tile(p, 1, row, column, activation); break;
-    case 2: vnni_tile(p, 2, row, column, activation); break;
-    case 3: vnni_tile(p, 3, row, column, activation); break;
-    case 4: vnni_tile(p, 4, row, column, activation); break;
-    case 5: vnni_tile(p, 5, row, column, activation); break;
-    default: break;
+HR_AVX512 static void vnni_square(const product *p, int64_t rows, int64_t row, int64_t column, int32_t *sums) {
+    switch (rows) {
+    case 1: vnni_sums(p, 1, row, column, sums); break;
+    case 2: vnni_sums(p, 2, row, column, sums); break;
+    case 3: vnni_sums(p, 3, row, column, sums); break;
+    case 4: vnni_sums(p, 4, row, column, sums); break;
+    case 5: vnni_sums(p, 5, row, column, sums); break;
+    default: vnni_sums(p, VNNI_ROWS, row, column, sums); break;
     }
 }
 
 HR_AVX512 HR_INLINE void vnni_product(const product *p, const int activation) {
-    for (int64_t column = p->first; column < p->last; column += 64) {
-        int64_t row = 0;
-        for (; row + VNNI_ROWS <= p->rows; row += VNNI_ROWS) vnni_tile(p, VNNI_ROWS, row, column, activation);
-        vnni_rest(p, row, column, activation);
-    }
+    int32_t sums[VNNI_ROWS * VNNI_COLUMNS] __attribute__((aligned(64)));
+    for (int64_t column = p->first; column < p->last; column += VNNI_COLUMNS)
+        for (int64_t row = 0; row < p->rows; row += VNNI_ROWS) {
+            const int64_t rows = hr_min(p->rows - row, VNNI_ROWS);
+            vnni_square(p, rows, row, column, sums);
+            finish_columns(p, row, rows, column, sums, VNNI_COLUMNS, activation);
+            finish_columns(p, row, rows, column + 32, sums + 32, VNNI_COLUMNS, activation);
+        }
 }
 
 typedef struct __attribute__((packed)) {
@@ -216,23 +243,6 @@ HR_AMX_TARGET HR_INLINE void amx_sums(const product *p, int64_t row, int64_t col
     }
 }
 
-HR_AMX_TARGET HR_INLINE void amx_finish(const product *p, int64_t row, int64_t column, const int32_t *sums,
-                                        const int activation) {
-    int64_t rows = hr_min(p->rows - row, 32);
-    for (int half = 0; half < 2; half++) {
-        int64_t at = column + 16 * half, left = p->layer->outputs - at;
-        if (left <= 0) break;
-        __mmask16 mask = hr_first(left);
-        __m512 scale = _mm512_loadu_ps(p->layer->scale + at), bias = _mm512_loadu_ps(p->layer->bias + at);
-        float *y = p->y + row * p->y_stride + at;
-        for (int64_t i = 0; i < rows; i++) {
-            __m512i sum = _mm512_load_si512(sums + i * 32 + 16 * half);
-            _mm512_mask_storeu_ps(y + i * p->y_stride, mask,
-                                  finish(sum, hr_set(p->row_scale[row + i]), scale, bias, activation));
-        }
-    }
-}
-
 /* Columns outside, rows inside: each weight is fetched once and serves all rows of the block. */
 HR_AMX_TARGET HR_INLINE void amx_product(const product *p, const int activation) {
     int32_t sums[32 * 32] __attribute__((aligned(64)));
@@ -240,7 +250,7 @@ HR_AMX_TARGET HR_INLINE void amx_product(const product *p, const int activation)
         for (int64_t row = 0; row < p->rows; row += 32) {
             if (row + 16 < p->rows) amx_sums(p, row, column, 1, sums);
             else amx_sums(p, row, column, 0, sums);
-            amx_finish(p, row, column, sums, activation);
+            finish_columns(p, row, hr_min(p->rows - row, 32), column, sums, 32, activation);
         }
 }
 
@@ -256,50 +266,72 @@ HR_AMX_TARGET HR_INLINE void amx_product(const product *p, const int activation)
 HR_AVX512 static void multiply_vnni(const product *p) { FOR_EACH_ACTIVATION(vnni_product, p) }
 HR_AMX_TARGET static void multiply_amx(const product *p) { FOR_EACH_ACTIVATION(amx_product, p) }
 
-HR_AVX512 int hr_linear_rows(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, int64_t first,
-                             int64_t last, float *y, int64_t y_stride, enum hr_isa isa) {
-    const int64_t kp = hr_round_up(layer->inputs, 64);
-    const int64_t most = hr_round_up(hr_min(rows, ROW_BLOCK), 32);
+typedef struct {
+    const float *x;
+    int64_t x_stride, rows;
+    float *y;
+    int64_t y_stride;
+} batch;
+
+/* Columns [first, last) of the layer for all rows of a batch, on the calling thread. */
+HR_AVX512 static int run_batch(const hr_linear *layer, const batch *b, int64_t first, int64_t last, enum hr_isa isa,
+                               int past_caches) {
+    const int64_t kp = hr_round_up(layer->inputs, 64), most = hr_round_up(hr_min(b->rows, ROW_BLOCK), 32);
     uint8_t *q = hr_scratch(HR_SLOT_QUANTIZED, (size_t)(most * kp + ROW_BLOCK * 4));
     if (!q) return -1;
     float *row_scale = (float *)(q + most * kp);
     const __m512i flip = _mm512_set1_epi8(isa == HR_AMX ? 0 : -128);
     if (isa == HR_AMX) configure_tiles();
-    for (int64_t row = 0; row < rows; row += ROW_BLOCK) {
-        int64_t here = hr_min(rows - row, ROW_BLOCK);
+    for (int64_t row = 0; row < b->rows; row += ROW_BLOCK) {
+        const int64_t here = hr_min(b->rows - row, ROW_BLOCK);
         for (int64_t i = 0; i < here; i++)
-            row_scale[i] = quantize_row(x + (row + i) * x_stride, layer->inputs, kp, q + i * kp, flip);
-        product p = {layer, q, row_scale, here, kp, first, last, y + row * y_stride, y_stride};
+            row_scale[i] = quantize_row(b->x + (row + i) * b->x_stride, layer->inputs, kp, q + i * kp, flip);
+        product p = {layer, q, row_scale, here, kp, first, last, b->y + row * b->y_stride, b->y_stride, past_caches};
         if (isa == HR_AMX) multiply_amx(&p);
         else multiply_vnni(&p);
     }
     if (isa == HR_AMX) release_tiles();
+    if (past_caches) _mm_sfence();
     return 0;
 }
 
+int hr_linear_rows(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t y_stride,
+                   enum hr_isa isa) {
+    const batch all = {x, x_stride, rows, y, y_stride};
+    return run_batch(layer, &all, 0, layer->outputs, isa, 0);
+}
+
+/* Whether every 16 answers are a cache line of their own, and there are too many of them to keep. */
+static int writes_past_caches(const hr_linear *layer, const batch *b, enum hr_isa isa) {
+    return isa == HR_AMX && b->rows * layer->outputs * 4 >= TOO_LARGE_FOR_CACHES && layer->outputs % 16 == 0 &&
+           b->y_stride % 16 == 0 && (uintptr_t)b->y % 64 == 0;
+}
+
 /* Thread t of n gets rows where there are many, else columns; either way every answer is computed alike. */
-static int share_of(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t y_stride,
-                    enum hr_isa isa, int64_t t, int64_t n) {
-    int64_t columns = hr_round_up(layer->outputs, 64) / 64, step = 32;
-    if (rows >= 2 * step * n) {
-        int64_t tiles = (rows + step - 1) / step;
-        int64_t first = tiles * t / n * step, last = hr_min(tiles * (t + 1) / n * step, rows);
-        return hr_linear_rows(layer, x + first * x_stride, x_stride, last - first, 0, layer->outputs,
-                              y + first * y_stride, y_stride, isa);
+static int run_share(const hr_linear *layer, const batch *b, enum hr_isa isa, int past_caches, int64_t t, int64_t n) {
+    enum { STEP = 32 };
+    if (b->rows >= 2 * STEP * n) {
+        const int64_t tiles = (b->rows + STEP - 1) / STEP, first = tiles * t / n * STEP;
+        const int64_t last = hr_min(tiles * (t + 1) / n * STEP, b->rows);
+        const batch mine = {b->x + first * b->x_stride, b->x_stride, last - first, b->y + first * b->y_stride,
+                            b->y_stride};
+        return run_batch(layer, &mine, 0, layer->outputs, isa, past_caches);
     }
-    int64_t first = columns * t / n * 64, last = hr_min(columns * (t + 1) / n * 64, layer->outputs);
-    return first < last ? hr_linear_rows(layer, x, x_stride, rows, first, last, y, y_stride, isa) : 0;
+    const int64_t columns = hr_round_up(layer->outputs, 64) / 64;
+    const int64_t first = columns * t / n * 64, last = hr_min(columns * (t + 1) / n * 64, layer->outputs);
+    return first < last ? run_batch(layer, b, first, last, isa, past_caches) : 0;
 }
 
 /* y = activation(x @ weight.T * scale + bias) for `rows` rows. Returns 0, or -1 when memory is out. */
 HR_EXPORT int hr_linear_run(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y,
                             int64_t y_stride, int isa, int threads) {
+    const batch all = {x, x_stride, rows, y, y_stride};
+    const int past_caches = writes_past_caches(layer, &all, (enum hr_isa)isa);
     if (threads <= 1 || rows * layer->outputs * layer->inputs < WORTH_A_THREAD)
-        return hr_linear_rows(layer, x, x_stride, rows, 0, layer->outputs, y, y_stride, (enum hr_isa)isa);
+        return run_batch(layer, &all, 0, layer->outputs, (enum hr_isa)isa, past_caches);
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
-    failed |= share_of(layer, x, x_stride, rows, y, y_stride, (enum hr_isa)isa, omp_get_thread_num(),
-                       omp_get_num_threads());
+    failed |= run_share(layer, &all, (enum hr_isa)isa, past_caches, omp_get_thread_num(), omp_get_num_threads());
     return failed ? -1 : 0;
 }
 #endif
