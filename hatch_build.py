@@ -25,6 +25,7 @@ class NativeKernels(BuildHookInterface[Any]):
     """Compile, and tag the wheel with this platform if that worked."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Add the compiled library to what is installed; `HEADRACE_NATIVE` is 0 (never), 1 (must) or auto."""
         mode = os.environ.get("HEADRACE_NATIVE", "auto")
         compiler = shutil.which(os.environ.get("CC", "cc"))
         if mode == "0" or (compiler is None and mode != "1"):

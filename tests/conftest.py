@@ -34,7 +34,7 @@ def redis_url(redis_server: EmbeddedServer, request: pytest.FixtureRequest) -> I
 
 def leaks(client: redis.Redis) -> list[str]:
     """What stands in Redis for ever and should not, and what is pending though nobody works on it."""
-    models = {member.decode() for member in client.smembers(MODELS)}
+    models = {str(member, "ascii") for member in client.smembers(MODELS)}
     permanent = {MODELS}.union(*(keys_of(model).permanent for model in models))
     found = [
         f"{name.decode()} has no TTL"
@@ -53,5 +53,3 @@ async def echo_service(redis_url: str) -> AsyncIterator[PlainService]:
     """A service in this process that answers the model `echo` with what it was given."""
     async with PlainService(redis_url, "echo") as service:
         yield service
-
-

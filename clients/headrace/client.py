@@ -36,6 +36,8 @@ class _Runner:
     def __init__(self, url: str, settings: ClientSettings | None) -> None:
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
+        self._gate = threading.Lock()
+        self._closed = False
         self.thread = threading.Thread(target=self.loop.run_forever, name="headrace-client", daemon=True)
         self.thread.start()
         try:
@@ -51,11 +53,11 @@ class _Runner:
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the loop and wait; an interrupt of the caller cancels the work."""
-        try:
+        with self._gate:
+            if self._closed:
+                work.close()
+                raise _closed_error()
             future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        except RuntimeError:  # the loop is closed
-            work.close()
-            raise _closed_error() from None
         try:
             return future.result()
         except CancelledError:
@@ -66,7 +68,10 @@ class _Runner:
 
     def close(self) -> None:
         """Close the client, tell everybody who still waits on another thread, and end the loop."""
-        self.call(self._end())
+        with self._gate:  # what came before is known to the loop, and nothing comes after
+            self._closed = True
+            future = asyncio.run_coroutine_threadsafe(self._end(), self.loop)
+        future.result()
         self._stop()
         _open.discard(self)
 

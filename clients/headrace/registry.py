@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from headrace.connection import translated
 from headrace.keys import GROUP, MODELS, keys_of
+from headrace.messages.envelope import WIRE_VERSION
 
 __all__ = ["Limits", "register", "registered_models"]
 
@@ -48,6 +49,7 @@ async def register(client: redis.asyncio.Redis, model: str, limits: Limits) -> N
                 "lane_capacity": limits.lane_capacity,
                 "tenant_capacity": limits.tenant_capacity,
                 "retention_ms": int(limits.retention_s * 1000),
+                "wire_version": WIRE_VERSION,
             },
         )
         await client.sadd(MODELS, model)

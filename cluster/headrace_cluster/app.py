@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
@@ -31,6 +30,7 @@ from headrace.tasks import end_task
 from headrace_cluster.model_router import ModelRouter
 from headrace_cluster.serve_pool import JoinedPools, PoolReplica, ServePool
 from headrace_cluster.settings import ModelConfig, PoolConfig, ServiceConfig, load_config
+from ray import serve
 
 __all__ = ["BuildArgs", "RouterReplica", "application", "build", "pool_name"]
 

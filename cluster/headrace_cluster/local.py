@@ -14,14 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-import ray
 from pydantic import SecretStr
-from ray import serve
 
+import ray
 from headrace.errors import HeadraceError
 from headrace_cluster.app import application
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.settings import ServiceConfig
+from ray import serve
 
 __all__ = ["LocalService"]
 

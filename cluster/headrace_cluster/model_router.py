@@ -284,11 +284,14 @@ class ModelRouter:
         call = asyncio.ensure_future(self._pool.call(replica, message))
         try:
             while True:
-                done, _ = await asyncio.wait({call}, timeout=self.policy.call_timeout_s)
-                if done:
+                await asyncio.wait({call}, timeout=self.policy.call_timeout_s)
+                if not call.done():
+                    with suppress(RedisError):
+                        await self._clock.look(self._redis)
+                        if not call.done():
+                            raise TimeoutError(f"no outcome after {self.policy.call_timeout_s} s")
+                if call.done():
                     return call.result()
-                if self._reader.reachable:
-                    raise TimeoutError(f"no outcome after {self.policy.call_timeout_s} s")
         finally:
             call.cancel()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from headrace.cli import main
-from support.command_line import Ran, Run, Zygote
+from support.command_line import Ran, Run, Zygote, kill_started
 
 
 @pytest.fixture
@@ -37,3 +37,9 @@ def zygote() -> Iterator[Zygote]:
     zygote = Zygote()
     yield zygote
     zygote.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_process_stays() -> Iterator[None]:
+    yield
+    kill_started()

@@ -142,7 +142,7 @@ async def test_ctrl_c_says_how_to_go_on(
     assert interrupted.last["error"]["code"] == "interrupted"
     assert "error: interrupted" in interrupted.err
     assert "repeat the command" in interrupted.err
-    resumed = await headrace(*command)
+    resumed = await headrace(*command, "--in-flight", "1000")
     assert_complete(resumed, output, engine)
     assert resumed.last["skipped"] >= 20
 
@@ -345,7 +345,7 @@ def change(path: Path, damage: Callable[[bytes], bytes]) -> bytes:
 async def test_two_runs_never_write_one_output(
     service: PlainService, engine: CountingEngine, headrace: Run, source: Path, output: Path
 ) -> None:
-    command = ("batch", "echo", source, "-o", output, "--in-flight", "4", "--json")
+    command = ("batch", "echo", source, "-o", output, "--in-flight", "20", "--json")
     process = await start(*command)
     await eventually(lambda: read_back(output))
     os.kill(process.pid, signal.SIGSTOP)

@@ -6,6 +6,7 @@ import struct
 from collections.abc import AsyncIterator
 
 import pytest
+import redis
 
 from headrace.cli.output import Exit
 from headrace.errors import FailureCode
@@ -140,6 +141,16 @@ async def test_a_full_lane_is_waited_for_in_time(redis_url: str, headrace: Run) 
         assert (await headrace("submit", "small", "x", "--no-wait")).status == 0
         ran = await headrace("submit", "small", "y", "--timeout-s", "0.3", "--json")
     assert (ran.status, ran.last["error"]["code"]) == (Exit.TIMED_OUT, "queue_full")
+
+
+async def test_a_full_redis_is_unavailable(by_hand: HandService, headrace: Run, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            ran = await headrace("submit", "by-hand", "x", "--json")
+        finally:
+            client.config_set("maxmemory", 0)
+    assert (ran.status, ran.last["error"]["code"]) == (Exit.UNAVAILABLE, "redis_full")
 
 
 async def test_a_consumed_answer_is_gone(service: PlainService, headrace: Run) -> None:

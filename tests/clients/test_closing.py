@@ -16,6 +16,7 @@ from support.leaks import holdings
 from support.waiting import eventually
 
 MODEL = "by-hand"
+pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
 
 
 async def test_a_client_that_did_nothing(redis_url: str) -> None:

@@ -7,7 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace import InvalidJobError, Job
@@ -180,6 +180,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(PLAIN, st.dictionaries(TEXT, PLAIN, max_size=4))
 def test_every_plain_input_comes_back_as_it_was(value: Any, params: dict[str, Any]) -> None:
     """Packing and unpacking are inverse on everything that a job accepts."""
@@ -188,6 +189,7 @@ def test_every_plain_input_comes_back_as_it_was(value: Any, params: dict[str, An
     assert unpack_payload(pack_payload(job)) == (value, params)
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(st.sampled_from(sorted(Job.model_fields)), st.text() | st.integers() | st.none() | PLAIN))
 def test_whatever_fields_hold_the_error_is_ours(fields: dict[str, Any]) -> None:
     """No pydantic error, no TypeError, no RecursionError reaches a producer."""

@@ -17,6 +17,7 @@ from support.proxy import Proxy
 from support.waiting import eventually
 
 MODEL = "by-hand"
+pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
 QUICK = ClientSettings(command_timeout_s=0.3, retries=3)
 
 

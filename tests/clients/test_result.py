@@ -28,6 +28,7 @@ from support.by_hand import HandService
 from support.waiting import eventually
 
 MODEL = "by-hand"
+pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
 
 
 def job(value: object = "x", **fields: object) -> Job:

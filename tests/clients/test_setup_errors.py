@@ -17,6 +17,7 @@ from headrace_cluster.embedded import EmbeddedServer
 from support.by_hand import HandService
 
 MODEL = "by-hand"
+pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
 SECRET = "tr0ub4dor&3"
 QUICK = ClientSettings(command_timeout_s=1, retries=1)
 

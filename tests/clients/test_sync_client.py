@@ -23,6 +23,7 @@ from support.leaks import holdings
 from support.waiting import eventually_sync
 
 MODEL = "by-hand"
+pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
 
 
 class Answering:

@@ -288,7 +288,7 @@ async def test_malformed_entries_stop_nothing(redis_url: str, caplog: pytest.Log
             await write_entry(redis, MODEL, fields=fields)
             await client.run(Job(model=MODEL, input="mine"), timeout_s=5)
         await redis.aclose()
-        assert not service.router._held
+        await eventually(lambda: not service.router._held)
         assert (await client.audit(MODEL)).live == len(MALFORMED)
 
     left_alone = [record.getMessage() for record in caplog.records if "left alone" in record.getMessage()]

@@ -7,12 +7,12 @@ import os
 import signal
 
 import pytest
-from support.waiting import eventually
 
 from headrace import AsyncClient, InvalidInputError, Job, JobState, Status, UnknownModelError
 from headrace_cluster.bench.models import packaged_encoder
 from headrace_cluster.local import LocalService
 from headrace_workers.engines.encoder import EncoderEngine
+from support.waiting import eventually
 
 pytestmark = pytest.mark.ray
 

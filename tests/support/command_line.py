@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -17,7 +18,18 @@ from typing import Any
 from headrace_workers.engines.base import Prepared
 from headrace_workers.engines.echo import EchoEngine
 
-__all__ = ["HEADRACE", "CountingEngine", "Ran", "Run", "Zygote", "end", "read_lines", "start", "write_lines"]
+__all__ = [
+    "HEADRACE",
+    "CountingEngine",
+    "Ran",
+    "Run",
+    "Zygote",
+    "end",
+    "kill_started",
+    "read_lines",
+    "start",
+    "write_lines",
+]
 
 HEADRACE = Path(sys.executable).with_name("headrace")
 
@@ -44,9 +56,22 @@ class Ran:
 Run = Callable[..., Coroutine[Any, Any, Ran]]
 
 
+_started: list[Process] = []
+
+
 async def start(*arguments: str | Path) -> Process:
     """The installed command, as a process of its own."""
-    return await asyncio.create_subprocess_exec(HEADRACE, *map(str, arguments), stdout=PIPE, stderr=PIPE)
+    process = await asyncio.create_subprocess_exec(HEADRACE, *map(str, arguments), stdout=PIPE, stderr=PIPE)
+    _started.append(process)
+    return process
+
+
+def kill_started() -> None:
+    """End what a failed test left running."""
+    for process in _started:
+        if process.returncode is None:
+            os.kill(process.pid, signal.SIGKILL)
+    _started.clear()
 
 
 async def end(process: Process) -> Ran:

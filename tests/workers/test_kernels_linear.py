@@ -107,6 +107,19 @@ def test_two_threads_give_the_bits_of_one(rows: int, isa: Isa, threads: Callable
     assert torch.equal(run(x), one)
 
 
+@pytest.mark.parametrize("outputs", [512, 656, 650])
+def test_answers_too_many_for_the_caches_are_no_different(
+    outputs: int, isa: Isa, threads: Callable[[int], None]
+) -> None:
+    """From a megabyte on, some kernels write past the caches."""
+    x, weight = randn(520, 70), layer(70, outputs)
+    run, expected = kernels()[0].prepare(weight), exact_reference(x, weight)
+
+    assert torch.equal(run(x), expected)
+    threads(2)
+    assert torch.equal(run(x), expected)
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
 def test_a_poisoned_row_answers_nan_and_disturbs_no_other(kernel: LinearKernel, poison: float) -> None:
@@ -129,7 +142,7 @@ def test_no_rows_are_no_problem(kernel: LinearKernel) -> None:
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("size", [0.0, 1e-38, 1e-20, 1e30, 3e38])
 def test_rows_of_any_size_keep_their_exactness(kernel: LinearKernel, size: float) -> None:
-    x, weight = randn(4, 90).clamp(-1, 1) * size, layer(90, 33)
+    x, weight = randn(4, 90).clamp(-1, 1) * size, layer(90, 33, bias=False)
 
     assert torch.equal(kernel.prepare(weight)(x), exact_reference(x, weight))
 

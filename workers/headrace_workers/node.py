@@ -11,7 +11,7 @@ import logging
 import os
 from typing import Final, NamedTuple
 
-__all__ = ["Capabilities", "capabilities", "prepare_process"]
+__all__ = ["Capabilities", "capabilities", "give_memory_back", "prepare_process"]
 
 log = logging.getLogger(__name__)
 
@@ -82,3 +82,12 @@ def _keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
     mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def give_memory_back() -> None:
+    """Return to the system what was freed until now. For once after loading, which needs far more than running."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except AttributeError:
+        return
+    trim(0)

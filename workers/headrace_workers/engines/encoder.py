@@ -91,6 +91,7 @@ class EncoderEngine:
         self._tokenizer = load_tokenizer(source, _limit(source, loaded, max_tokens))
         self._head = _head_of(source, loaded)
         self._runner, details = prepare_model(loaded, self._probes(), precision=precision, kernels=kernels)
+        node.give_memory_back()
         self.info = EngineInfo(
             variant=precision if source.artifact is None else variant,
             task=loaded.task,
@@ -98,7 +99,8 @@ class EncoderEngine:
             load_s=time.perf_counter() - started_s,
             details={**details, **self._head.describe(), "max_tokens": self._tokenizer.max_tokens},
         )
-        log.info("%s loaded in %.1f s: %s", source.name, self.info.load_s, self.info.details)
+        log.info("%s: %s in %s, ready in %.1f s", source.name, loaded.task, self.info.variant, self.info.load_s)
+        log.debug("%s", self.info.details)
 
     # -- preparing --------------------------------------------------------------------------------------
 

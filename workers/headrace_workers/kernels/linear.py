@@ -104,13 +104,14 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         x: float32 [M, K].
 
     Returns:
-        int8 [M, K] and the scales, float32 [M, 1]. A row with NaN or infinity has scale NaN and values zero.
+        int8 [M, K] and the scales, float32 [M, 1]. A row with NaN or infinity has all values zero and a scale that
+        makes every answer NaN.
     """
     largest = x.abs().amax(1, keepdim=True) if x.shape[1] else x.new_zeros(x.shape[0], 1)
     scale = (largest / 127.0).clamp_min(_SMALLEST_SCALE)
     finite = largest <= _LARGEST_FLOAT
     values = torch.where(finite, x * (1.0 / scale), 0.0).round().to(torch.int8)
-    return values, torch.where(finite, scale, torch.nan)
+    return values, scale
 
 
 class TorchInt8Kernel:
