@@ -20,13 +20,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from headrace.errors import ConfigError
 from headrace.tasks import end_task
+from headrace_cluster.config_errors import describe
 from headrace_cluster.model_router import ModelRouter
 from headrace_cluster.serve_pool import JoinedPools, PoolReplica, ServePool
 from headrace_cluster.settings import ModelConfig, PoolConfig, ServiceConfig, load_config
@@ -43,13 +44,18 @@ class BuildArgs(BaseModel):
     config: str | dict[str, Any]
 
 
-def build(args: BuildArgs) -> Application:
-    """The application that a Serve config asks for.
+def build(args: BuildArgs | dict[str, Any]) -> Application:
+    """The application that a Serve config asks for. Serve hands its `args` over as the plain map it has read.
 
     Raises:
-        ConfigError: the configuration is wrong, or names no Redis.
+        ConfigError: the arguments or the configuration are wrong, or no Redis is named.
     """
-    source = Path(args.config) if isinstance(args.config, str) else args.config
+    try:
+        checked = BuildArgs.model_validate(args)
+    except ValidationError as error:
+        faults = ", ".join(words for _, words in describe(error, BuildArgs))
+        raise ConfigError(f"args: {faults}") from None
+    source = Path(checked.config) if isinstance(checked.config, str) else checked.config
     return application(load_config(source))
 
 
