@@ -19,7 +19,8 @@ class FragileEngine:
     `raise`: the whole batch raises. `refuse`: an item error. `sleep:SECONDS`: takes its time first.
     """
 
-    def __init__(self, variant: str = "fragile") -> None:
+    def __init__(self, variant: str = "fragile", example: str = "hello") -> None:
+        self._example = example
         self.info = EngineInfo(variant=variant, task="test", device="cpu", load_s=0.0)
 
     def prepare(self, requests: Sequence[tuple[Any, dict[str, Any]]]) -> list[Prepared | ItemError]:
@@ -38,4 +39,4 @@ class FragileEngine:
         return os.getpid()
 
     def example(self) -> tuple[Any, dict[str, Any]]:
-        return "hello", {}
+        return self._example, {}

@@ -105,7 +105,7 @@ _KINDS: Final[tuple[tuple[type[BaseException], Exit, str], ...]] = (
     (UnknownModelError, Exit.USAGE, "`headrace status` lists the models that are served"),
     (QueueFullError, Exit.UNAVAILABLE, "try again later, or have the service's limits raised"),
     (InvalidJobError, Exit.USAGE, ""),
-    (RedisSetupError, Exit.USAGE, "name the server with --redis-url or HEADRACE_REDIS_URL"),
+    (RedisSetupError, Exit.USAGE, "change that, or name another server with --redis-url or HEADRACE_REDIS_URL"),
     (
         RedisUnavailableError,
         Exit.UNAVAILABLE,
