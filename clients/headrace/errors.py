@@ -11,7 +11,11 @@ Who raises it, and whether trying again can help::
     ├── RedisError               client, router, replica
     │   ├── RedisUnavailableError  no connection, or no reply in time    retry; nothing was lost
     │   ├── RedisFullError         the server is out of memory           retry later
-    │   └── RedisSetupError        evicting policy, too old, no rights   fix the server
+    │   └── RedisSetupError        wrong URL, password, rights …         fix the URL or the server
+    │       ├── RedisVersionError     too old for the scripts            upgrade it
+    │       ├── RedisRoleError        a replica, or a sentinel           name the master
+    │       ├── RedisEvictionError    it throws keys away when full      set noeviction
+    │       └── RedisDurabilityError  it keeps less than was asked for   set appendonly, appendfsync
     ├── WireError                whoever decodes
     │   ├── DecodeError            bytes that are not what they claim    never
     │   └── UnsupportedVersionError  a newer schema than this code knows upgrade this side
@@ -56,10 +60,14 @@ __all__ = [
     "JobFailedError",
     "ModelLoadError",
     "QueueFullError",
+    "RedisDurabilityError",
     "RedisError",
+    "RedisEvictionError",
     "RedisFullError",
+    "RedisRoleError",
     "RedisSetupError",
     "RedisUnavailableError",
+    "RedisVersionError",
     "ResultGoneError",
     "ResultTimeoutError",
     "SubmitRefusedError",
@@ -141,6 +149,22 @@ class RedisFullError(RedisError):
 
 class RedisSetupError(RedisError):
     """The server's version, settings or rights do not fit; the message names the fix."""
+
+
+class RedisVersionError(RedisSetupError):
+    """The server is older than the scripts need."""
+
+
+class RedisRoleError(RedisSetupError):
+    """The server takes no writes: it is a replica, or a sentinel."""
+
+
+class RedisEvictionError(RedisSetupError):
+    """The server throws keys away when its memory is full, and jobs with them."""
+
+
+class RedisDurabilityError(RedisSetupError):
+    """The server keeps less of what it acknowledged than was asked for."""
 
 
 class WireError(HeadraceError):

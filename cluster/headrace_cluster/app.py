@@ -26,6 +26,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from headrace.errors import ConfigError
+from headrace.server_check import wait_for_server
 from headrace.tasks import end_task
 from headrace_cluster.config_errors import describe
 from headrace_cluster.model_router import ModelRouter
@@ -129,15 +130,28 @@ class RouterReplica:
             )
             for model, hosted in checked.models.items()
         }
+        self._server_fits = asyncio.create_task(
+            wait_for_server(
+                checked.redis_url.get_secret_value(),
+                checks=checked.redis.checks,
+                durability=checked.redis.durability,
+            )
+        )
         self._tasks = {
-            model: asyncio.create_task(router.run(), name=f"router-{model}") for model, router in self._routers.items()
+            model: asyncio.create_task(self._route(router), name=f"router-{model}")
+            for model, router in self._routers.items()
         }
+
+    async def _route(self, router: ModelRouter) -> None:
+        await asyncio.shield(self._server_fits)
+        await router.run()
 
     async def check_health(self) -> None:
         """Raise if a model's router has ended by a fault; Serve starts another in our place."""
         for model, task in self._tasks.items():
             if task.done():
-                raise RuntimeError(f"the router of {model} ended") from task.exception()
+                error = task.exception()
+                raise RuntimeError(f"the router of {model} ended: {error}") from error
 
     async def counts(self) -> dict[str, dict[str, Any]]:
         """For each model, what its router did so far and holds now."""
@@ -156,6 +170,7 @@ class RouterReplica:
     async def __del__(self) -> None:
         for router in self._routers.values():
             router.stop()
+        await end_task(self._server_fits)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._drain_s):
                 await asyncio.wait(self._tasks.values())

@@ -6,6 +6,7 @@ on a Ray of its own, with an embedded Redis where the configuration names none.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ from pydantic import SecretStr
 
 import ray
 from headrace.errors import HeadraceError
+from headrace.server_check import check_server
 from headrace_cluster.app import application
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.settings import ServiceConfig
@@ -40,7 +42,8 @@ class LocalService:
         verbose: let Ray's and the replicas' logs through.
 
     Raises:
-        RedisSetupError: an embedded server is needed and cannot be had.
+        RedisSetupError: an embedded server is needed and cannot be had, or the one that is named does not fit.
+        RedisUnavailableError: the server that is named does not answer.
         HeadraceError: the replicas are not ready in time.
     """
 
@@ -76,6 +79,10 @@ class LocalService:
     def _start(self) -> None:
         if self._server is not None:
             self._server.start()
+        else:
+            asyncio.run(
+                check_server(self.url, checks=self.config.redis.checks, durability=self.config.redis.durability)
+            )
         self._start_ray()
         serve.start(proxy_location="Disabled")
         self._deployed = True

@@ -14,13 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from headrace.ids import MODEL_PATTERN
 from headrace.registry import Limits
+from headrace.server_check import Checks, Durability
 from headrace_cluster.batch_former import FormingPolicy
 from headrace_cluster.config_file import read_yaml
 from headrace_cluster.config_sources import ConfigSources
 from headrace_cluster.model_router import RoutingPolicy
 from headrace_workers.engines.factory import EngineConfig
 
-__all__ = ["BatchingConfig", "ModelConfig", "PoolConfig", "RouterConfig", "ServiceConfig", "load_config"]
+__all__ = ["BatchingConfig", "ModelConfig", "PoolConfig", "RedisConfig", "RouterConfig", "ServiceConfig", "load_config"]
 
 
 class _Config(BaseModel):
@@ -123,6 +124,17 @@ class RouterConfig(_Config):
     """How long a router that is stopped may take to finish what it holds."""
 
 
+class RedisConfig(_Config):
+    """What the service asks of its Redis server when it starts."""
+
+    checks: Checks = "error"
+    """What becomes of a server that does not fit: `error` refuses to start, `warn` says so and goes on, `off` does not
+    look."""
+    durability: Durability | None = None
+    """The least that the server must keep through a crash: `always`, `everysec` or `none`. Unset, whatever it has will
+    do, with a warning where that is nothing."""
+
+
 class ServiceConfig(_Config):
     """The whole service. It is checked as it is given; `load_config` puts it together from its sources."""
 
@@ -133,6 +145,8 @@ class ServiceConfig(_Config):
     """What is hosted, by the name under which producers know it."""
     router: RouterConfig = RouterConfig()
     """The routers, which share all lanes."""
+    redis: RedisConfig = RedisConfig()
+    """What the Redis server must be like."""
 
 
 def load_config(file: Path | dict[str, Any] | None = None, *, overrides: dict[str, Any] | None = None) -> ServiceConfig:

@@ -114,7 +114,7 @@ def test_a_checked_configuration_looks_at_no_environment(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (ECHO | {"redis": "x"}, "redis: there is no such key; did you mean redis_url?"),
+        (ECHO | {"redis_ur": "x"}, "redis_ur: there is no such key; did you mean redis_url?"),
         (echo(batchin={}), "models.echo.batchin: there is no such key; did you mean batching?"),
         (echo(batching={"max_job": 1}), "models.echo.batching.max_job: there is no such key; did you mean max_jobs?"),
         (echo(pools=[{}, {"cpu": 1}]), "models.echo.pools.1.cpu: there is no such key; did you mean cpus?"),
@@ -132,7 +132,7 @@ def test_unknown_keys(content: dict[str, Any], said: str) -> None:
     ("variable", "value", "said"),
     [
         ("HEADRACE_REDIS_ULR", "redis://x", "HEADRACE_REDIS_ULR is no setting; did you mean HEADRACE_REDIS_URL?"),
-        ("HEADRACE_COLOUR", "red", "known are HEADRACE_MODELS, HEADRACE_REDIS_URL, HEADRACE_ROUTER"),
+        ("HEADRACE_COLOUR", "red", "known are HEADRACE_MODELS, HEADRACE_REDIS, HEADRACE_REDIS_URL, HEADRACE_ROUTER"),
         ("HEADRACE_ROUTER__REPLICA", "1", "router.replica: there is no such key; did you mean replicas?"),
         ("HEADRACE_ROUTER__REPLICAS__X", "1", "router.replicas: Input should be a valid integer"),
         ("HEADRACE_MODELS__ECH0__MAX_ATTEMPTS", "1", "models.ech0.engine: is missing"),

@@ -14,7 +14,7 @@ from headrace.cli.output import Output
 from headrace_cluster.cli.steps import steps
 
 if TYPE_CHECKING:
-    from headrace_cluster.settings import ModelConfig
+    from headrace_cluster.settings import ModelConfig, RedisConfig
     from headrace_workers.engines import Engine
 
 __all__ = ["check"]
@@ -38,7 +38,7 @@ def check(config: _Config, *, skip_redis: _SkipRedis = False, as_json: AsJson = 
         redis = None
         if url and not skip_redis:
             say("asking Redis")
-            redis = _check_redis(url)
+            redis = _check_redis(url, checked.redis)
         models = {}
         for name, hosted in checked.models.items():
             say(f"loading {name}")
@@ -48,11 +48,19 @@ def check(config: _Config, *, skip_redis: _SkipRedis = False, as_json: AsJson = 
     return 0
 
 
-def _check_redis(url: str) -> dict[str, Any]:
+def _check_redis(url: str, asked: RedisConfig) -> dict[str, Any]:
     from headrace.connection import redacted
-    from headrace_cluster.redis_check import check_redis
+    from headrace.server_check import check_server
 
-    return {"url": redacted(url)} | asyncio.run(check_redis(url))._asdict()
+    facts, findings = asyncio.run(check_server(url, checks=asked.checks, durability=asked.durability))
+    return {
+        "url": redacted(url),
+        "server": facts.kind,
+        "version": ".".join(map(str, facts.version)),
+        "append_only": facts.append_only,
+        "durability": facts.durability,
+        "findings": [str(finding) for finding in findings],
+    }
 
 
 def _about_redis(report: dict[str, Any] | None) -> str:
