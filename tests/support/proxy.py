@@ -1,7 +1,8 @@
 """A proxy on a Unix socket that ill-treats its connections: the network's edge, where faults are made.
 
 It stands between a client and a real server. It can cut every connection, refuse new ones, hold everything
-back (a partition: nobody is told), and swallow the reply to a command that the server has executed.
+back (a partition: nobody is told), hold back replies alone (a half-open link), and swallow the reply to a
+command that the server has executed.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Proxy:
         self._pumps: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._replying = asyncio.Event()
+        self._replying.set()
         self._listener: asyncio.Server | None = None
         self._doomed: list[bytes] = []
         self.refusing = False
@@ -75,7 +78,7 @@ class Proxy:
     ) -> None:
         assert self._listener is not None
         self._listener.close()
-        self._flowing.set()
+        self.release()
         self.cut()
         if self._pumps:
             await asyncio.wait(self._pumps)
@@ -102,9 +105,14 @@ class Proxy:
         """Let nothing pass in either direction, and tell nobody."""
         self._flowing.clear()
 
+    def hold_replies(self) -> None:
+        """Let commands pass and no replies, and tell nobody."""
+        self._replying.clear()
+
     def release(self) -> None:
         """Let everything pass again that was held."""
         self._flowing.set()
+        self._replying.set()
 
     @property
     def to_drop(self) -> int:
@@ -154,6 +162,7 @@ class Proxy:
         with suppress(OSError):
             while data := await reader.read(_CHUNK):
                 await self._flowing.wait()
+                await self._replying.wait()
                 if link.reply_doomed:
                     self.dropped += 1
                     return

@@ -1,0 +1,161 @@
+"""Doing to a cluster what a plan says, and writing down when it was done and over."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+from redis.exceptions import RedisError
+
+from chaos.cluster import Cluster
+from chaos.plan import Fault, FaultKind
+from headrace import scripts
+from headrace.connection import execute
+
+__all__ = ["Tormentor"]
+
+_TORN: Final = b"*3\r\n$3\r\nSET\r\n$4\r\nto"
+"""The beginning of a command, as a crash in the middle of a write leaves it."""
+
+Do = Callable[["Tormentor", Fault], Awaitable[str]]
+"""Does it, and says to whom it was done; "" if there was nobody."""
+
+
+class Tormentor:
+    """Inflicts faults on one cluster."""
+
+    def __init__(self, cluster: Cluster, *, cut_tail: Callable[[], None] | None = None) -> None:
+        self._cluster = cluster
+        self._redis_turn = asyncio.Lock()
+        self._cut_tail = cut_tail
+        self.done: Counter[FaultKind] = Counter()
+        """How often each kind was done."""
+
+    async def follow(self, plan: Sequence[Fault]) -> None:
+        """Inflict every fault at its time; returns when the last is over."""
+        started_s = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for fault in plan:
+                await asyncio.sleep(max(0.0, started_s + fault.at_s - time.monotonic()))
+                group.create_task(self._inflict(fault))
+        for proxy in self._cluster.proxies.values():
+            proxy.forgive()
+
+    async def _inflict(self, fault: Fault) -> None:
+        start_ns = time.monotonic_ns()
+        hit = await _DO[fault.kind](self, fault)
+        if hit:
+            self.done[fault.kind] += 1
+            self._cluster.history.note("fault", kind=fault.kind, target=hit, start_ns=start_ns)
+
+    # -- Redis ------------------------------------------------------------------------------------------
+
+    async def kill_redis(self, fault: Fault) -> str:
+        async with self._redis_turn:
+            self._cluster.server.kill()
+            self._cluster.history.note("redis.down")
+            if fault.kind is FaultKind.TEAR_REDIS:
+                self._tear()
+            if self._cut_tail is not None:
+                self._cut_tail()
+            await asyncio.sleep(fault.lasts_s)
+            self._cluster.server.start()
+            self._cluster.history.note("redis.up")
+        return "redis"
+
+    def _tear(self) -> None:
+        files = (self._cluster.server.directory / "appendonlydir").glob("*.incr.aof")
+        newest = max(files, key=lambda path: int(path.name.split(".")[-3]))
+        with newest.open("ab") as file:
+            file.write(_TORN)
+
+    async def stop_redis(self, fault: Fault) -> str:
+        async with self._redis_turn:
+            pid = self._cluster.server.pid
+            os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(fault.lasts_s)
+            os.kill(pid, signal.SIGCONT)
+        return "redis"
+
+    async def tell_redis(self, *words: str) -> str:
+        """Send one command to the server; "" if it is away."""
+        try:
+            await execute(self._cluster.redis, *words)
+        except (RedisError, OSError):
+            return ""
+        return "redis"
+
+    async def fill_memory(self, fault: Fault) -> str:
+        hit = await self.tell_redis("CONFIG", "SET", "maxmemory", "1mb")
+        await asyncio.sleep(fault.lasts_s)
+        await self.tell_redis("CONFIG", "SET", "maxmemory", "0")
+        return hit
+
+    # -- processes --------------------------------------------------------------------------------------
+
+    async def strike(self, fault: Fault, number: signal.Signals) -> str:
+        """Send a signal to whatever life the target has now."""
+        life = self._cluster.life_of(fault.target)
+        return life if life and self._cluster.signal(life, number) else ""
+
+    async def stop(self, fault: Fault) -> str:
+        """Stop a process for a while; it may be killed meanwhile."""
+        hit = await self.strike(fault, signal.SIGSTOP)
+        await asyncio.sleep(fault.lasts_s)
+        if hit:
+            self._cluster.signal(hit, signal.SIGCONT)
+        return hit
+
+    # -- links ------------------------------------------------------------------------------------------
+
+    async def drop_reply(self, fault: Fault) -> str:
+        known = {script.name: script.sha for script in (scripts.SUBMIT, scripts.COMPLETE)}
+        self._cluster.proxies[fault.target].drop_reply_to(known.get(fault.detail, fault.detail))
+        return fault.target
+
+    async def cut(self, fault: Fault) -> str:
+        self._cluster.proxies[fault.target].cut()
+        return fault.target
+
+    async def hold(self, fault: Fault) -> str:
+        proxy = self._cluster.proxies[fault.target]
+        proxy.hold() if fault.kind is FaultKind.HOLD else proxy.hold_replies()
+        await asyncio.sleep(fault.lasts_s)
+        proxy.release()
+        return fault.target
+
+    async def delay(self, fault: Fault) -> str:
+        proxy = self._cluster.proxies[fault.target]
+        proxy.delay_s = float(fault.detail)
+        await asyncio.sleep(fault.lasts_s)
+        proxy.delay_s = 0.0
+        return fault.target
+
+
+_DO: Final[Mapping[FaultKind, Do]] = {
+    FaultKind.KILL_REDIS: Tormentor.kill_redis,
+    FaultKind.TEAR_REDIS: Tormentor.kill_redis,
+    FaultKind.STOP_REDIS: Tormentor.stop_redis,
+    FaultKind.FLUSH_SCRIPTS: lambda self, _fault: self.tell_redis("SCRIPT", "FLUSH"),
+    FaultKind.KILL_CLIENTS: lambda self, _fault: self.tell_redis("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"),
+    FaultKind.FILL_MEMORY: Tormentor.fill_memory,
+    FaultKind.DROP_REPLY: Tormentor.drop_reply,
+    FaultKind.CUT: Tormentor.cut,
+    FaultKind.HOLD: Tormentor.hold,
+    FaultKind.HALF_OPEN: Tormentor.hold,
+    FaultKind.DELAY: Tormentor.delay,
+    **{
+        FaultKind(f"kill_{role}"): lambda self, fault: self.strike(fault, signal.SIGKILL)
+        for role in ("router", "replica", "producer")
+    },
+    **{
+        FaultKind(f"end_{role}"): lambda self, fault: self.strike(fault, signal.SIGTERM)
+        for role in ("router", "replica")
+    },
+    **{FaultKind(f"stop_{role}"): Tormentor.stop for role in ("router", "replica", "producer")},
+}

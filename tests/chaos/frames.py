@@ -1,0 +1,32 @@
+"""How a router's process and a replica's talk: one connection for a batch, a frame each way."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Final
+
+__all__ = ["FAILED", "RAN", "read_frame", "write_frame"]
+
+RAN: Final = b"\x00"
+"""What follows is the outcome."""
+FAILED: Final = b"\x01"
+"""What follows is an error in words."""
+
+_LENGTH: Final = struct.Struct(">Q")
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes:
+    """The next frame.
+
+    Raises:
+        asyncio.IncompleteReadError: the other side went away.
+    """
+    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    return await reader.readexactly(length)
+
+
+async def write_frame(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """Send a frame."""
+    writer.write(_LENGTH.pack(len(data)) + data)
+    await writer.drain()

@@ -1,0 +1,146 @@
+"""One scenario: a cluster, the work and the faults it gets, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from chaos.checker import Rules, Violation, check
+from chaos.cluster import Cluster, Topology
+from chaos.faults import Tormentor
+from chaos.history import read_histories
+from chaos.observation import final_state, sample_audit, sample_memory
+from chaos.plan import FaultKind, Targets, make_plan, spread
+from chaos.record import FinalState, Record
+from headrace.tasks import end_task
+
+__all__ = ["Outcome", "Scenario", "run_scenario"]
+
+_SAMPLE_EVERY_S: Final = 0.2
+_MEMORY_EVERY: Final = 10
+"""Every so many samples of the audit one of the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is run, for how long, and what is done to it. Faults are numbered for `faults_s`."""
+
+    name: str
+    topology: Topology = field(default_factory=Topology)
+    faults: Mapping[FaultKind, int] = field(default_factory=dict)
+    baseline_s: float = 2.0
+    faults_s: float = 10.0
+    calm_s: float = 3.0
+    drain_s: float = 60.0
+    """How long the drain may take."""
+    settle_s: float = 0.0
+    """How long to wait after the drain until what is kept for a while is gone."""
+    commands: tuple[str, ...] = ("submit", "complete", "XREADGROUP")
+    rules: Rules = field(default_factory=Rules)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a scenario."""
+
+    scenario: Scenario
+    seed: int
+    duration_s: float
+    record: Record
+    done: Counter[FaultKind]
+    dropped_replies: int
+    violations: list[Violation]
+
+
+async def run_scenario(
+    scenario: Scenario, *, seed: int, factor: float = 1.0, broken: str = "", keep: Path | None = None
+) -> Outcome:
+    """Run it, and have it judged.
+
+    Args:
+        scenario: what to run.
+        seed: of the faults and the work.
+        factor: how many times as long, and with as many more faults.
+        broken: the sabotage to run with.
+        keep: where histories and logs are to be kept; None throws them away.
+    """
+    directory = keep or Path(tempfile.mkdtemp(prefix="headrace-chaos-"))
+    started_s = time.monotonic()
+    try:
+        async with Cluster(directory, scenario.topology, seed=seed, broken=broken) as cluster:
+            run = _Run(scenario, cluster, seed, factor)
+            final, unfinished = await run.play()
+            dropped = cluster.dropped_replies
+        record = Record.of(read_histories(directory / "histories"), final)
+        violations = unfinished + check(record, scenario.rules)
+        duration_s = time.monotonic() - started_s
+        return Outcome(scenario, seed, duration_s, record, run.tormentor.done, dropped, violations)
+    finally:
+        if keep is None:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+class _Run:
+    def __init__(self, scenario: Scenario, cluster: Cluster, seed: int, factor: float) -> None:
+        self._scenario = scenario
+        self._cluster = cluster
+        self._factor = factor
+        self.tormentor = Tormentor(cluster)
+        faults_s = scenario.faults_s * factor
+        self._plan = make_plan(seed, faults_s, spread(scenario.faults, factor), self._targets())
+
+    def _targets(self) -> Targets:
+        topology = self._scenario.topology
+        return Targets(len(topology.producers), topology.routers, topology.replicas, self._scenario.commands)
+
+    def _phase(self, name: str) -> None:
+        self._cluster.history.note("phase", name=name)
+
+    async def play(self) -> tuple[FinalState, list[Violation]]:
+        scenario, cluster = self._scenario, self._cluster
+        watching = asyncio.create_task(self._watch())
+        try:
+            await sample_memory(cluster)
+            self._phase("start")
+            await cluster.start_producers()
+            await asyncio.sleep(_WARM_UP_S)
+            self._phase("baseline")
+            await asyncio.sleep(scenario.baseline_s)
+            self._phase("faults")
+            await self.tormentor.follow(self._plan)
+            self._phase("calm")
+            await asyncio.sleep(scenario.calm_s)
+            self._phase("drain")
+            unfinished = await self._drain()
+            await asyncio.sleep(scenario.settle_s)
+            await sample_memory(cluster)
+        finally:
+            await end_task(watching)
+        await sample_audit(cluster)
+        return await final_state(cluster.redis), unfinished
+
+    async def _drain(self) -> list[Violation]:
+        try:
+            await self._cluster.end_producers(within_s=self._scenario.drain_s)
+        except TimeoutError:
+            return [Violation("I1", f"producers still wait for answers {self._scenario.drain_s:.0f} s after the end")]
+        return []
+
+    async def _watch(self) -> None:
+        sample = 0
+        while True:
+            await sample_audit(self._cluster)
+            if sample % _MEMORY_EVERY == 0:
+                await sample_memory(self._cluster)
+            sample += 1
+            await asyncio.sleep(_SAMPLE_EVERY_S)
+
+
+_WARM_UP_S: Final = 0.5
