@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from typing import cast
 
 import pytest
 import redis
@@ -34,7 +35,7 @@ def redis_url(redis_server: EmbeddedServer, request: pytest.FixtureRequest) -> I
 
 def leaks(client: redis.Redis) -> list[str]:
     """What stands in Redis for ever and should not, and what is pending though nobody works on it."""
-    models = {str(member, "ascii") for member in client.smembers(MODELS)}
+    models = {member.decode() for member in cast("set[bytes]", client.smembers(MODELS))}
     permanent = {MODELS}.union(*(keys_of(model).permanent for model in models))
     found = [
         f"{name.decode()} has no TTL"

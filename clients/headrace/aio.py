@@ -15,22 +15,20 @@ from redis.asyncio import Redis
 
 from headrace import scripts
 from headrace.connection import BLOCK_MS, commands, execute, redacted, resolve_url, translated
+from headrace.control import cancel_jobs, job_status
 from headrace.errors import (
-    QueueFullError,
     ResultGoneError,
     ResultTimeoutError,
-    TenantQueueFullError,
-    UnknownModelError,
 )
 from headrace.ids import new_inbox, new_token
 from headrace.inbox import Deliver, Demultiplexer
-from headrace.keys import GROUP, keys_of
+from headrace.keys import keys_of
 from headrace.messages.inbox import InboxEntry
-from headrace.messages.job import PRIORITIES, Job, Receipt, SubmitOutcome
+from headrace.messages.job import PRIORITIES, CancelOutcome, Job, Priority, Receipt, SubmitOutcome
 from headrace.messages.payload import pack_payload
-from headrace.messages.record import Record
-from headrace.messages.result import JobState, JobStatus, Result
+from headrace.messages.result import JobStatus, Result
 from headrace.reader import InboxReader, entries_after
+from headrace.refusal import raise_refusals, room_after_s
 from headrace.registry import registered_models
 from headrace.scripts import Audit
 from headrace.settings import ClientSettings
@@ -38,11 +36,14 @@ from headrace.window import Window
 
 __all__ = ["AsyncClient"]
 
-_RETRY_AFTER_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_POLL_S: Final = 0.5
 _FORGET_AT: Final = 256
 _FORGET_AFTER_S: Final = 0.25
+
+_Call = tuple[str, Priority, str, str, str]
+"""What the jobs of one SUBMIT call have in common: model, priority, inbox, tenant, retry policy."""
 
 
 class AsyncClient:
@@ -62,7 +63,12 @@ class AsyncClient:
         self.url = resolve_url(url)
         self.settings = settings or ClientSettings()
         self.inbox = new_inbox()
-        self._redis = commands(self.url, timeout_s=self.settings.command_timeout_s, retries=self.settings.retries)
+        self._redis = commands(
+            self.url,
+            timeout_s=self.settings.command_timeout_s,
+            retries=self.settings.retries,
+            fsynced=self.settings.durable == "fsynced",
+        )
         self._readers: dict[str, InboxReader] = {}
         self._answers: dict[str, Demultiplexer] = {}
         self._consumed: dict[str, list[str]] = {}
@@ -117,7 +123,7 @@ class AsyncClient:
                 its `receipts` tells the fate of each job.
         """
         receipts = await self._hand_over(list(jobs))
-        raise_refusals(receipts)
+        await self._raise_refusals(receipts)
         return receipts
 
     async def submit_patiently(self, jobs: Sequence[Job]) -> list[Receipt]:
@@ -130,18 +136,24 @@ class AsyncClient:
         pause_s, before = _FIRST_PAUSE_S, 0
         while refused := [n for n, receipt in enumerate(receipts) if not receipt.accepted]:
             raise_refusals(receipts, of=SubmitOutcome.UNKNOWN_MODEL)
-            pause_s = min(_RETRY_AFTER_S, 2 * pause_s) if len(refused) == before else _FIRST_PAUSE_S
+            pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s) if len(refused) == before else _FIRST_PAUSE_S
             before = len(refused)
             await asyncio.sleep(random.uniform(0.5, 1.5) * pause_s)
             for n, receipt in zip(refused, await self._hand_over([jobs[n] for n in refused]), strict=True):
                 receipts[n] = receipt
         return receipts
 
+    async def _raise_refusals(self, receipts: Sequence[Receipt]) -> None:
+        """Raise the error of the first refusal, with how long the service takes to make room."""
+        refused = [receipt for receipt in receipts if not receipt.accepted]
+        if refused:
+            raise_refusals(receipts, retry_after_s=await room_after_s(self._redis, refused[0].model, len(refused)))
+
     async def _hand_over(self, jobs: Sequence[Job]) -> list[Receipt]:
         """Submit jobs and report the outcome of each, refusals included."""
         payloads = [pack_payload(job) for job in jobs]
         receipts: dict[int, Receipt] = {}
-        for (model, priority, inbox, tenant), places in self._calls(jobs):
+        for (model, priority, inbox, tenant, retry), places in self._calls(jobs):
             envelopes = [
                 (jobs[n].id, _milliseconds(jobs[n].deadline_s), jobs[n].traceparent or "-", payloads[n]) for n in places
             ]
@@ -156,6 +168,7 @@ class AsyncClient:
                     token=new_token(),
                     inbox=inbox,
                     tenant=tenant,
+                    retry=retry,
                 )
                 for n, outcome in zip(places, outcomes, strict=True):
                     again = jobs[n].id in accepted  # the script takes that for a replay
@@ -166,11 +179,12 @@ class AsyncClient:
                 self._withdraw(model, opened - accepted)
         return [receipts[n] for n in range(len(jobs))]
 
-    def _calls(self, jobs: Sequence[Job]) -> Iterable[tuple[tuple[str, str, str, str], list[int]]]:
+    def _calls(self, jobs: Sequence[Job]) -> Iterable[tuple[_Call, list[int]]]:
         """Places of jobs that may share one script call."""
-        groups: dict[tuple[str, str, str, str], list[int]] = {}
+        groups: dict[_Call, list[int]] = {}
         for place, job in enumerate(jobs):
-            groups.setdefault((job.model, job.priority, job.inbox or self.inbox, job.tenant), []).append(place)
+            retry = job.retry.to_word() if job.retry else "-"
+            groups.setdefault((job.model, job.priority, job.inbox or self.inbox, job.tenant, retry), []).append(place)
         for key, places in groups.items():
             for start in range(0, len(places), scripts.MAX_JOBS):
                 yield key, places[start : start + scripts.MAX_JOBS]
@@ -323,23 +337,20 @@ class AsyncClient:
         Raises:
             ResultGoneError: no record of it: never submitted, or its retention is over.
         """
-        if isinstance(job, Receipt):
-            model, job = job.model, job.id
-        if model is None:
-            raise TypeError("a job given by its id needs model=")
-        async with translated("reading a job's record"):
-            text = await execute(self._redis, "GET", keys_of(model).record(job))
-            if text is None:
-                raise ResultGoneError(f"no record of job {job} of {model}: never submitted, or long ended")
-            record = Record.parse(text)
-            deliveries = await self._deliveries(model, record) if record.state is JobState.WAITING else 0
-        return record.to_status(model, deliveries)
+        return await job_status(self._redis, *_named(job, model))
 
-    async def _deliveries(self, model: str, record: Record) -> int:
-        """How often a waiting job was delivered to a router."""
-        lane, entry_id = keys_of(model).lanes[record.priority], record.entry_id
-        pending = await execute(self._redis, "XPENDING", lane, GROUP, entry_id, entry_id, 1)
-        return int(pending[0][3]) if pending else 0
+    async def cancel(self, job: Receipt | str, *, model: str | None = None) -> CancelOutcome:
+        """Stop a job that has not ended. Whatever the outcome, the job has exactly one terminal entry.
+
+        A request outlives the routers; a job that computes when it comes may still be answered.
+        """
+        name, job_id = _named(job, model)
+        [outcome] = await cancel_jobs(self._redis, name, [job_id])
+        return outcome
+
+    async def cancel_many(self, jobs: Iterable[str], *, model: str) -> list[CancelOutcome]:
+        """As `cancel`, for many jobs of one model, by their ids."""
+        return await cancel_jobs(self._redis, model, list(jobs))
 
     async def audit(self, model: str) -> Audit:
         """How many of a model's jobs were submitted, ended and live, counted at one moment."""
@@ -410,6 +421,15 @@ def _closed_error() -> RuntimeError:
     return RuntimeError("the client is closed; the job goes on, and another client can ask for its answer by its id")
 
 
+def _named(job: Receipt | str, model: str | None) -> tuple[str, str]:
+    """Model and id of a job that is given by its receipt, or by its id and `model=`."""
+    if isinstance(job, Receipt):
+        return job.model, job.id
+    if model is None:
+        raise TypeError("a job given by its id needs model=")
+    return model, job
+
+
 def _milliseconds(deadline_s: float | None) -> int:
     """A deadline as SUBMIT takes it, where 0 is none."""
     return 0 if deadline_s is None else max(1, round(deadline_s * 1000))
@@ -431,26 +451,3 @@ async def _delete(client: Redis, key: str, entry_ids: Sequence[str]) -> None:
             await execute(client, "XDEL", key, *entry_ids)
     except Exception:  # retention deletes them in the end
         return
-
-
-def raise_refusals(receipts: Sequence[Receipt], *, of: SubmitOutcome | None = None) -> None:
-    """Raise the error of the first refusal among receipts, if there is one (`of` a kind)."""
-    refused = next((r for r in receipts if not r.accepted and of in (None, r.outcome)), None)
-    if refused is None:
-        return
-    count = sum(not receipt.accepted for receipt in receipts)
-    if refused.outcome is SubmitOutcome.UNKNOWN_MODEL:
-        raise UnknownModelError(
-            f"no service has registered the model {refused.model!r} in this Redis; "
-            "check the name against `headrace status`, or start the service first",
-            receipts=list(receipts),
-        )
-    tenant = refused.outcome is SubmitOutcome.TENANT_FULL
-    kind = TenantQueueFullError if tenant else QueueFullError
-    raise kind(
-        f"{count} of {len(receipts)} jobs refused: "
-        + (f"their tenant has its cap of live jobs on {refused.model}" if tenant else f"{refused.model}'s lane is full")
-        + f"; retry after {_RETRY_AFTER_S} s",
-        retry_after_s=_RETRY_AFTER_S,
-        receipts=list(receipts),
-    )

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import redis.asyncio
 
 from headrace import scripts
 from headrace.errors import RedisFullError, RedisUnavailableError
 from headrace.reader import Backoff
-from headrace.scripts import Answer
+from headrace.scripts import Answer, GiveBack, RetryOutcome
 
-__all__ = ["write_answers"]
+__all__ = ["give_back", "write_answers"]
 
 log = logging.getLogger("headrace.answers")
+
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 async def write_answers(client: redis.asyncio.Redis, model: str, answers: Sequence[Answer]) -> list[bool]:
@@ -22,15 +27,23 @@ async def write_answers(client: redis.asyncio.Redis, model: str, answers: Sequen
 
     Returns, for each answer, whether it became the job's one visible answer.
     """
-    written: list[bool] = []
+    return await _patiently(answers, lambda some: scripts.complete(client, model, some), model)
+
+
+async def give_back(client: redis.asyncio.Redis, model: str, jobs: Sequence[GiveBack]) -> list[RetryOutcome]:
+    """Hand jobs back for another attempt, waiting for as long as Redis cannot take it."""
+    return await _patiently(jobs, lambda some: scripts.retry(client, model, some), model)
+
+
+async def _patiently(items: Sequence[T], call: Callable[[Sequence[T]], Awaitable[list[R]]], model: str) -> list[R]:
+    done: list[R] = []
     backoff = Backoff()
-    while len(written) < len(answers):
-        chunk = answers[len(written) : len(written) + scripts.MAX_JOBS]
+    while len(done) < len(items):
         try:
-            written += await scripts.complete(client, model, chunk)
+            done += await call(items[len(done) : len(done) + scripts.MAX_JOBS])
         except (RedisUnavailableError, RedisFullError) as error:
             log.warning("answers of %s wait: %s", model, error)
             await backoff.pause()
         else:
             backoff.reset()
-    return written
+    return done

@@ -19,7 +19,7 @@ from typing import Any, Final, Self, TypeVar
 from headrace import scripts
 from headrace.aio import AsyncClient
 from headrace.connection import redacted, resolve_url
-from headrace.messages.job import Job, Receipt
+from headrace.messages.job import CancelOutcome, Job, Receipt
 from headrace.messages.result import JobStatus, Result
 from headrace.scripts import Audit
 from headrace.settings import ClientSettings
@@ -206,6 +206,16 @@ class Client:
         """Where a job is; see `AsyncClient.status`."""
         runner = self._here()
         return runner.call(runner.client.status(job, model=model))
+
+    def cancel(self, job: Receipt | str, *, model: str | None = None) -> CancelOutcome:
+        """Stop a job that has not ended; see `AsyncClient.cancel`."""
+        runner = self._here()
+        return runner.call(runner.client.cancel(job, model=model))
+
+    def cancel_many(self, jobs: Iterable[str], *, model: str) -> list[CancelOutcome]:
+        """As `cancel`, for many jobs of one model; see `AsyncClient.cancel_many`."""
+        runner = self._here()
+        return runner.call(runner.client.cancel_many(jobs, model=model))
 
     def audit(self, model: str) -> Audit:
         """How many of a model's jobs were submitted, ended and live; see `AsyncClient.audit`."""

@@ -15,7 +15,8 @@ Who raises it, and whether trying again can help::
     │       ├── RedisVersionError     too old for the scripts            upgrade it
     │       ├── RedisRoleError        a replica, or a sentinel           name the master
     │       ├── RedisEvictionError    it throws keys away when full      set noeviction
-    │       └── RedisDurabilityError  it keeps less than was asked for   set appendonly, appendfsync
+    │       ├── RedisDurabilityError  it keeps less than was asked for   set appendonly, appendfsync
+    │       └── RedisTlsError         certificates do not fit            fix the files, or the host
     ├── WireError                whoever decodes
     │   ├── DecodeError            bytes that are not what they claim    never
     │   └── UnsupportedVersionError  a newer schema than this code knows upgrade this side
@@ -66,6 +67,7 @@ __all__ = [
     "RedisFullError",
     "RedisRoleError",
     "RedisSetupError",
+    "RedisTlsError",
     "RedisUnavailableError",
     "RedisVersionError",
     "ResultGoneError",
@@ -101,6 +103,10 @@ class FailureCode(StrEnum):
     """The deadline passed before the job was done."""
     POOL_FAILED = "pool_failed"
     """No replica could be made to run the job in the attempts it had."""
+    POISON = "poison"
+    """The job killed its replica, or hung it, each time it ran there alone."""
+    CANCELLED = "cancelled"
+    """Somebody cancelled the job."""
 
 
 class HeadraceError(Exception):
@@ -165,6 +171,10 @@ class RedisEvictionError(RedisSetupError):
 
 class RedisDurabilityError(RedisSetupError):
     """The server keeps less of what it acknowledged than was asked for."""
+
+
+class RedisTlsError(RedisSetupError):
+    """No trust between this side and the server: an authority, a host's name or a certificate does not fit."""
 
 
 class WireError(HeadraceError):

@@ -15,13 +15,13 @@ from redis.exceptions import NoScriptError
 
 from headrace import scripts
 from headrace.connection import execute_together, translated
-from headrace.keys import GROUP, keys_of
+from headrace.keys import GROUP, LANES, keys_of
 from headrace.messages.job import PRIORITIES, Priority
 from headrace.scripts import Audit
 
 __all__ = ["LaneLoad", "ModelOverview", "read_overviews"]
 
-_REPLIES: Final = 1 + 2 * len(PRIORITIES)
+_REPLIES: Final = 1 + 2 * LANES
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,10 @@ async def _ask(client: redis.asyncio.Redis, models: Sequence[str]) -> list[Any]:
 
 
 def _parse(model: str, replies: Sequence[Any]) -> ModelOverview:
-    lanes = (
-        LaneLoad(priority, live=int(replies[1 + 2 * n]), delivered=int(replies[2 + 2 * n][0]))
+    live = [int(reply) for reply in replies[1::2]]
+    delivered = [int(reply[0]) for reply in replies[2::2]]
+    lanes = (  # a priority's lanes, of all parts of the tenants, as one
+        LaneLoad(priority, live=sum(live[n::3]), delivered=sum(delivered[n::3]))
         for n, priority in enumerate(PRIORITIES)
     )
     return ModelOverview(model, Audit.from_reply(replies[0]), tuple(lanes))

@@ -26,11 +26,13 @@ class Limits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     lane_capacity: Annotated[int, Field(ge=1, le=100_000_000)] = 1_000_000
-    """Jobs in each of the model's three lanes, waiting or delivered."""
+    """Jobs of each priority, waiting or delivered."""
     tenant_capacity: Annotated[int, Field(ge=1, le=100_000_000)] = 1_000_000
     """Live jobs of one tenant."""
     retention_s: Annotated[float, Field(ge=1, le=30 * 86_400)] = 3600.0
     """How long answers and records of ended jobs are kept."""
+    dead_letter_capacity: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    """Dead letters that are kept; beyond it the oldest go."""
 
 
 async def register(client: redis.asyncio.Redis, model: str, limits: Limits) -> None:
@@ -49,6 +51,7 @@ async def register(client: redis.asyncio.Redis, model: str, limits: Limits) -> N
                 "lane_capacity": limits.lane_capacity,
                 "tenant_capacity": limits.tenant_capacity,
                 "retention_ms": int(limits.retention_s * 1000),
+                "dead_letter_capacity": limits.dead_letter_capacity,
                 "wire_version": WIRE_VERSION,
             },
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from importlib import resources
 from typing import Any, Final, NamedTuple, Self
 
@@ -19,9 +20,28 @@ from redis.exceptions import NoScriptError
 from headrace.connection import execute, translated
 from headrace.keys import keys_of
 from headrace.messages.envelope import WIRE_VERSION
-from headrace.messages.job import SubmitOutcome
+from headrace.messages.job import CancelOutcome, SubmitOutcome
 
-__all__ = ["MAX_JOBS", "Answer", "Audit", "Script", "audit", "complete", "load", "submit"]
+__all__ = [
+    "MAX_JOBS",
+    "Answer",
+    "Audit",
+    "GiveBack",
+    "Reaped",
+    "ReplayOutcome",
+    "RetryOutcome",
+    "Script",
+    "audit",
+    "cancel",
+    "complete",
+    "load",
+    "reap",
+    "release",
+    "replay",
+    "retry",
+    "submit",
+    "sweep",
+]
 
 MAX_JOBS: Final = 128
 
@@ -50,13 +70,21 @@ class Script:
 
 SUBMIT: Final = Script("submit")
 COMPLETE: Final = Script("complete")
+RETRY: Final = Script("retry")
+SWEEP: Final = Script("sweep")
+REAP: Final = Script("reap")
+RELEASE: Final = Script("release")
+CANCEL: Final = Script("cancel")
+REPLAY: Final = Script("replay")
 AUDIT: Final = Script("audit")
+
+ALL: Final = (SUBMIT, COMPLETE, RETRY, SWEEP, REAP, RELEASE, CANCEL, REPLAY, AUDIT)
 
 
 async def load(client: redis.asyncio.Redis) -> None:
     """Load all scripts, so that no call has to pay for it."""
     async with translated("loading scripts"):
-        for script in (SUBMIT, COMPLETE, AUDIT):
+        for script in ALL:
             await client.script_load(script.text)
 
 
@@ -78,9 +106,10 @@ async def submit(
     token: str,
     inbox: str,
     tenant: str,
+    retry: str = "-",
 ) -> list[SubmitOutcome]:
     """Hand over jobs, each an (id, deadline in ms from now or 0, traceparent, payload), at most `MAX_JOBS`."""
-    args: list[bytes | str | int] = [WIRE_VERSION, priority, token, inbox, tenant]
+    args: list[bytes | str | int] = [WIRE_VERSION, priority, token, inbox, tenant, retry]
     for job in jobs:
         args.extend(job)
     codes = await SUBMIT(client, keys_of(model).prefix, args)
@@ -90,7 +119,7 @@ async def submit(
 class Answer(NamedTuple):
     """A terminal entry to write: where the job lay, its envelope, how it ended, and what to say."""
 
-    priority: int
+    lane: int
     entry_id: str
     envelope: bytes
     status: str
@@ -106,6 +135,90 @@ async def complete(client: redis.asyncio.Redis, model: str, answers: Sequence[An
     return [code == 1 for code in codes]
 
 
+class GiveBack(NamedTuple):
+    """A job that is handed back for another attempt, `delay_ms` from now."""
+
+    lane: int
+    entry_id: str
+    envelope: bytes
+    delay_ms: int
+
+
+class RetryOutcome(IntEnum):
+    """What the RETRY script said of one job."""
+
+    ENDED = 0
+    """Somebody ended or moved it before."""
+    AGAIN = 1
+    """It will run again."""
+    CANCELLING = 2
+    """It is to be cancelled; nothing was changed."""
+
+
+async def retry(client: redis.asyncio.Redis, model: str, jobs: Sequence[GiveBack]) -> list[RetryOutcome]:
+    """Hand jobs back, at most `MAX_JOBS`, each for an attempt more."""
+    args: list[bytes | str | int] = []
+    for job in jobs:
+        args.extend(job)
+    return [RetryOutcome(code) for code in await RETRY(client, keys_of(model).prefix, args)]
+
+
+async def sweep(client: redis.asyncio.Redis, model: str, limit: int = MAX_JOBS) -> int:
+    """Put delayed jobs that are due back into their lanes; returns how many."""
+    return int(await SWEEP(client, keys_of(model).prefix, [limit]))
+
+
+class Reaped(NamedTuple):
+    """A job that was taken over from a dead consumer."""
+
+    lane: int
+    entry_id: bytes
+    deliveries: int
+    """How often a router had it, this time included."""
+    cancelling: bool
+    """Whether somebody has asked for it to be cancelled."""
+    fields: Sequence[bytes]
+
+
+async def reap(client: redis.asyncio.Redis, model: str, consumer: str, limit: int = MAX_JOBS) -> list[Reaped]:
+    """Take over at most `limit` jobs of consumers without a heartbeat."""
+    rows = await REAP(client, keys_of(model).prefix, [consumer, limit])
+    return [Reaped(lane, entry, count, state == b"cancelling", fields) for lane, entry, count, state, fields in rows]
+
+
+async def release(client: redis.asyncio.Redis, model: str, consumer: str) -> None:
+    """Give back everything that a consumer holds, uncounted, and forget the consumer."""
+    while await RELEASE(client, keys_of(model).prefix, [consumer, MAX_JOBS]):
+        pass
+
+
+_CANCELLED: Final = (
+    CancelOutcome.UNKNOWN,
+    CancelOutcome.CANCELLED,
+    CancelOutcome.REQUESTED,
+    CancelOutcome.ENDED,
+)
+
+
+async def cancel(client: redis.asyncio.Redis, model: str, job_ids: Sequence[str], body: bytes) -> list[CancelOutcome]:
+    """Cancel jobs, at most `MAX_JOBS`; `body` is that of the terminal entry."""
+    return [_CANCELLED[code] for code in await CANCEL(client, keys_of(model).prefix, [body, *job_ids])]
+
+
+class ReplayOutcome(IntEnum):
+    """What the REPLAY script said of one dead letter."""
+
+    GONE = 0
+    REPLAYED = 1
+    LIVE = 2
+    """A job of its id is live; the letter stays."""
+
+
+async def replay(client: redis.asyncio.Redis, model: str, letters: Sequence[str]) -> list[ReplayOutcome]:
+    """Submit dead letters again, by their entry ids, at most `MAX_JOBS`."""
+    return [ReplayOutcome(code) for code in await REPLAY(client, keys_of(model).prefix, letters)]
+
+
 @dataclass(frozen=True, slots=True)
 class Audit:
     """The conservation of one model's jobs at one moment."""
@@ -117,6 +230,10 @@ class Audit:
     cancelled: int = 0
     dead: int = 0
     live: int = 0
+    delayed: int = 0
+    """Live jobs that wait for their next attempt."""
+    dead_letters: int = 0
+    """Dead jobs that can still be replayed."""
 
     @classmethod
     def from_reply(cls, flat: Sequence[bytes]) -> Self:

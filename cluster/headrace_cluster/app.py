@@ -29,6 +29,7 @@ from headrace.errors import ConfigError
 from headrace.server_check import wait_for_server
 from headrace.tasks import end_task
 from headrace_cluster.config_errors import describe
+from headrace_cluster.lease import Lease
 from headrace_cluster.model_router import ModelRouter
 from headrace_cluster.serve_pool import JoinedPools, PoolReplica, ServePool
 from headrace_cluster.settings import ModelConfig, PoolConfig, ServiceConfig, load_config
@@ -115,6 +116,8 @@ class RouterReplica:
         checked = ServiceConfig(**config)
         app, life = serve.get_replica_context().app_name, secrets.token_hex(4)
         self._drain_s = checked.router.drain_s
+        self._lease = Lease(checked.redis_url.get_secret_value(), list(checked.models), consumer=life)
+        self._lease.start()
         self._routers = {
             model: ModelRouter(
                 model,
@@ -126,7 +129,7 @@ class RouterReplica:
                     }
                 ),
                 policy=hosted.to_policy(),
-                consumer=life,
+                lease=self._lease,
             )
             for model, hosted in checked.models.items()
         }
@@ -158,9 +161,9 @@ class RouterReplica:
         return {
             model: dataclasses.asdict(router.counts)
             | {
-                "waiting": len(router.former),
-                "in_flight": router.slots.in_flight,
-                "replicas": router.slots.replicas,
+                "waiting": len(router.scheduler.former),
+                "in_flight": router.scheduler.slots.in_flight,
+                "replicas": router.scheduler.slots.replicas,
                 "process_cpu_s": time.process_time(),
                 "pid": os.getpid(),
             }
@@ -176,3 +179,4 @@ class RouterReplica:
                 await asyncio.wait(self._tasks.values())
         for task in self._tasks.values():
             await end_task(task)
+        await self._lease.stop()

@@ -9,6 +9,10 @@ of its priority is over since it was submitted, whichever is earlier. Batches ar
 dueness. Since a job's due time never moves while later jobs are due ever later, nothing starves: a low
 priority or an odd length delays a job, but only behind work that is older or more urgent.
 
+*Nobody crowds out others.* Between tenants of one priority, work is dealt out by deficit round robin
+(Shreedhar and Varghese, SIGCOMM 1995), in tokens. Between priorities, each that waits is guaranteed a share
+of the work, whatever is due in the others.
+
 *A batch that is not full waits for company only where company is coming*: while jobs arrive densely, such
 batches leave `linger_s` apart; a lone job, and a producer that waits for each answer, never wait at all.
 """
@@ -17,6 +21,8 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -32,6 +38,8 @@ _SWEEP_AT: Final = 64
 """How many jobs that left may stay behind in a heap at least."""
 _RATE_OVER_S: Final = 0.05
 """Over how long the rate of arrivals is averaged."""
+_TURNS: Final = 8
+"""How many tenants' turns make up a batch at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,8 @@ class FormingPolicy:
     """Shortest time between two batches that are not full, while jobs arrive densely."""
     patience_s: tuple[float, float, float] = (0.0, 1.0, 10.0)
     """For each priority, how long after its submission a job without a deadline is due."""
+    shares: tuple[int, int, int] = (12, 3, 1)
+    """How the work is divided between priorities that all have more waiting than can be done."""
     padded: bool = False
     """Whether the engine pads jobs of a batch to the longest: then alike lengths go together."""
 
@@ -62,8 +72,14 @@ class WaitingJob:
     priority: int
     submitted_s: float
     deadline_s: float | None = None
+    tenant: str = ""
+    """Whom the work is for."""
     attempts: int = 0
     """How often it was dispatched and came back."""
+    lone_failures: int = 0
+    """How often it failed while it ran alone on its replica."""
+    failed_on: str | None = None
+    """On which replica it did so last."""
     due_s: float = field(default=0.0, init=False)
     waiting: bool = field(default=False, init=False)
 
@@ -71,12 +87,32 @@ class WaitingJob:
 _Item = tuple[float, int, WaitingJob]
 
 
+@dataclass(slots=True, eq=False)
+class _Flow:
+    """The waiting jobs of one tenant at one priority, by dueness."""
+
+    key: tuple[int, str]
+    by_due: list[_Item] = field(default_factory=list)
+    jobs: int = 0
+    deficit: float = 0.0
+    """Tokens that it may take before others have their turn."""
+
+    def head(self) -> _Item | None:
+        """The most urgent job, which stays."""
+        while self.by_due and not self.by_due[0][2].waiting:
+            heapq.heappop(self.by_due)
+        return self.by_due[0] if self.by_due else None
+
+
 class BatchFormer:
     """The waiting jobs of one model, and the batches they leave in."""
 
     def __init__(self, policy: FormingPolicy) -> None:
         self.policy = policy
-        self._by_due: list[_Item] = []
+        self._flows: dict[tuple[int, str], _Flow] = {}
+        self._rounds: tuple[deque[_Flow], ...] = (deque(), deque(), deque())
+        self._entitled = [0.0, 0.0, 0.0]
+        self._quantum = max(1, policy.max_tokens // _TURNS)
         self._by_deadline: list[_Item] = []
         self._sequence = 0
         self._jobs = 0
@@ -112,14 +148,24 @@ class BatchFormer:
         job.due_s = due_s
         job.waiting = True
         self._sequence += 1
-        self._push(self._by_due, (due_s, self._sequence, job))
+        flow = self._flow_of(job)
+        self._push(flow.by_due, (due_s, self._sequence, job), flow.jobs)
         if job.deadline_s is not None:
-            self._push(self._by_deadline, (job.deadline_s, self._sequence, job))
+            self._push(self._by_deadline, (job.deadline_s, self._sequence, job), self._jobs)
         self._count(job, 1)
 
-    def _push(self, heap: list[_Item], item: _Item) -> None:
+    def _flow_of(self, job: WaitingJob) -> _Flow:
+        """The flow a job belongs to, made where it is missing."""
+        key = (job.priority, job.tenant)
+        flow = self._flows.get(key)
+        if flow is None:
+            flow = self._flows[key] = _Flow(key)
+            self._rounds[job.priority].append(flow)
+        return flow
+
+    def _push(self, heap: list[_Item], item: _Item, jobs: int) -> None:
         """Add to a heap; jobs that left by another way are swept from it when they are the most of it."""
-        if len(heap) > 2 * self._jobs + _SWEEP_AT:
+        if len(heap) > 2 * jobs + _SWEEP_AT:
             heap[:] = {id(kept[2]): kept for kept in heap if kept[2].waiting}.values()
             heapq.heapify(heap)
         heapq.heappush(heap, item)
@@ -139,6 +185,13 @@ class BatchFormer:
             if self.discard(job):
                 late.append(job)
         return late
+
+    def clear(self) -> list[WaitingJob]:
+        """Take everything out."""
+        jobs = [item[2] for flow in self._flows.values() for item in flow.by_due if item[2].waiting]
+        for job in jobs:
+            self.discard(job)
+        return jobs
 
     @property
     def full(self) -> bool:
@@ -175,20 +228,15 @@ class BatchFormer:
         The first job always goes, alone if it is larger than the budgets; the rest keep within them.
         """
         batch = self._fill_padded() if self.policy.padded else self._fill_packed()
-        for job in batch:
-            self._leave(job)
         self._last_formed_s = now_s
         return batch
 
     def _fill_packed(self) -> list[WaitingJob]:
-        """In the order of dueness, passing over a few that do not fit any more."""
+        """In the order of `_draw`, passing over a few that do not fit any more."""
         policy, batch, passed = self.policy, list[WaitingJob](), list[_Item]()
         tokens = size = 0
-        while self._by_due and len(batch) < policy.max_jobs and len(passed) < _LOOK_PAST:
-            item = heapq.heappop(self._by_due)
+        while len(batch) < policy.max_jobs and len(passed) < _LOOK_PAST and (item := self._draw()):
             job = item[2]
-            if not job.waiting:
-                continue
             if batch and (tokens + job.tokens > policy.max_tokens or size + job.bytes > policy.max_bytes):
                 passed.append(item)
                 continue
@@ -219,17 +267,73 @@ class BatchFormer:
         return batch
 
     def _most_urgent(self, count: int) -> list[_Item]:
-        """Up to `count` waiting jobs, taken off the heap."""
+        """Up to `count` waiting jobs, taken from their flows."""
         items: list[_Item] = []
-        while self._by_due and len(items) < count:
-            item = heapq.heappop(self._by_due)
-            if item[2].waiting:
-                items.append(item)
+        while len(items) < count and (item := self._draw()):
+            items.append(item)
         return items
 
-    def _put_back(self, items: list[_Item]) -> None:
+    # -- whose turn it is ---------------------------------------------------------------------------------
+
+    def _draw(self) -> _Item | None:
+        """Take out the job whose turn it is, and charge for it."""
+        priority = self._next_priority()
+        if priority is None:
+            return None
+        flow = self._next_flow(self._rounds[priority])
+        item = heapq.heappop(flow.by_due)
+        flow.deficit -= item[2].tokens
+        self._leave(item[2])
+        self._charge(priority, item[2].tokens)
+        return item
+
+    def _put_back(self, items: Iterable[_Item]) -> None:
+        """Return jobs that were drawn and do not go."""
         for item in items:
-            heapq.heappush(self._by_due, item)
+            job, flow = item[2], self._flow_of(item[2])
+            job.waiting = True
+            self._count(job, 1)
+            heapq.heappush(flow.by_due, item)
+            flow.deficit += job.tokens
+            self._entitled[job.priority] += job.tokens
+
+    def _next_priority(self) -> int | None:
+        """One that has not had its share, else the one with the most urgent job."""
+        waiting = [priority for priority in range(3) if self._of_priority[priority]]
+        if len(waiting) < 2:
+            return waiting[0] if waiting else None
+        heads = [(self._most_urgent_of(priority), priority) for priority in waiting]
+        for head, priority in heads:
+            if self._entitled[priority] >= head[2].tokens:
+                return priority
+        return min(heads)[1]
+
+    def _most_urgent_of(self, priority: int) -> _Item:
+        return min(head for flow in self._rounds[priority] if (head := flow.head()) is not None)
+
+    def _next_flow(self, rounds: deque[_Flow]) -> _Flow:
+        """The flow whose turn it is. Those that are empty leave the round."""
+        while True:
+            flow = rounds[0]
+            head = flow.head()
+            if head is None:
+                del self._flows[rounds.popleft().key]
+            elif len(rounds) == 1 or flow.deficit >= head[2].tokens:
+                return flow
+            else:
+                flow.deficit += self._quantum
+                rounds.rotate(-1)
+
+    def _charge(self, priority: int, tokens: int) -> None:
+        """Work was done for a priority: each that waits is entitled to its share of as much."""
+        if self._of_priority[priority] == self._jobs:  # nobody else waits
+            self._entitled = [0.0, 0.0, 0.0]
+            return
+        whole = sum(self.policy.shares)
+        for other in range(3):
+            grown = self._entitled[other] + tokens * self.policy.shares[other] / whole
+            self._entitled[other] = min(grown, self.policy.max_tokens) if self._of_priority[other] else 0.0
+        self._entitled[priority] = max(0.0, self._entitled[priority] - tokens)
 
     def _leave(self, job: WaitingJob) -> None:
         job.waiting = False
@@ -240,3 +344,4 @@ class BatchFormer:
         self._tokens += sign * job.tokens
         self._bytes += sign * job.bytes
         self._of_priority[job.priority] += sign
+        self._flows[job.priority, job.tenant].jobs += sign

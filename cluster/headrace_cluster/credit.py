@@ -1,13 +1,15 @@
 """How much a router may read: only what its replicas have room for.
 
 Work that waits in Redis can be taken by any router, survives this one and costs it no memory. So a router
-holds no more than fills its free slots and one more batch for each replica, and each of the three lanes has
-that credit for itself, lest a flood in one keep the others from being seen.
+holds no more than fills its free slots and one more batch for each replica, and each of the three priorities
+has that credit for itself, lest a flood in one keep the others from being seen. A priority's lanes share it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from headrace.keys import LANES, priority_of
 
 __all__ = ["CreditPolicy", "Reading", "plan_reading"]
 
@@ -24,12 +26,20 @@ class CreditPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What to read next: at most `count` entries of each of these lanes."""
+    """What to read next: at most `count` entries of each lane of these priorities."""
 
-    lanes: tuple[int, ...]
+    priorities: tuple[int, ...]
     count: int
-    all_lanes: bool
-    """Whether no lane is left out, so that the read may block until something comes."""
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """All lanes of the priorities."""
+        return tuple(lane for lane in range(LANES) if priority_of(lane) in self.priorities)
+
+    @property
+    def all_lanes(self) -> bool:
+        """Whether no lane is left out, so that the read may block until something comes."""
+        return len(self.priorities) == 3
 
 
 def plan_reading(
@@ -38,6 +48,7 @@ def plan_reading(
     free_slots: int,
     replicas: int,
     waiting: tuple[int, int, int],
+    active: int = 1,
     held_bytes: int,
     mean_bytes: float,
 ) -> Reading | None:
@@ -48,6 +59,7 @@ def plan_reading(
         free_slots: batches that could be dispatched at once.
         replicas: how many replicas there are; with none, everything stays in Redis.
         waiting: jobs that the router holds undispatched, by priority.
+        active: the most lanes of one priority that had entries at the last read.
         held_bytes: their payload bytes, and those of batches that are out.
         mean_bytes: what a payload has been on average.
     """
@@ -55,9 +67,10 @@ def plan_reading(
         return None
     room = (free_slots + replicas) * policy.batch_jobs
     threshold = max(1, policy.batch_jobs // 2)
-    credits = {lane: room - held for lane, held in enumerate(waiting) if room - held >= threshold}
+    credits = {priority: room - held for priority, held in enumerate(waiting) if room - held >= threshold}
     if not credits:
         return None
-    affordable = int((policy.max_held_bytes - held_bytes) / max(1.0, mean_bytes * len(credits)))
-    count = max(1, min(min(credits.values()), policy.max_read, affordable))
-    return Reading(tuple(credits), count, all_lanes=len(credits) == len(waiting))
+    lanes = LANES // 3 * len(credits)
+    affordable = int((policy.max_held_bytes - held_bytes) / max(1.0, mean_bytes * lanes))
+    count = max(1, min(min(credits.values()) // max(1, active), policy.max_read, affordable))
+    return Reading(tuple(credits), count)

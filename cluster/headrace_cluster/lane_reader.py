@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from headrace.connection import BLOCK_MS, execute, reads, translated
 from headrace.errors import DecodeError, RedisError
-from headrace.keys import GROUP, keys_of
+from headrace.keys import GROUP, LANES, keys_of, priority_of
 from headrace.messages import LaneEntry
 from headrace.reader import Backoff
 from headrace_cluster.credit import Reading
@@ -61,6 +62,9 @@ class LaneReader:
         self._credit = asyncio.Event()
         self._reachable = asyncio.Event()
         self._stopped = False
+        self._adopting = True
+        self.active = 1
+        """The most lanes of one priority that had entries at the last read."""
 
     @property
     def reachable(self) -> bool:
@@ -71,6 +75,11 @@ class LaneReader:
         """There may be more to read than when `plan` was last asked."""
         self._credit.set()
 
+    def adopt_again(self) -> None:
+        """Look once more at everything this consumer was given: `take` may have forgotten some of it."""
+        self._adopting = True
+        self._credit.set()
+
     def stop(self) -> None:
         """Read nothing more; `run` returns at the latest when its blocking read ends."""
         self._stopped = True
@@ -79,18 +88,16 @@ class LaneReader:
     async def run(self) -> None:
         """Read until stopped. An outage of Redis is waited out."""
         backoff = Backoff()
-        adopt = True
         try:
             while not self._stopped:
                 try:
-                    if adopt:
+                    if self._adopting:
                         await self._adopt()
-                        adopt = False
                     await self._step()
                 except RedisError as error:
                     log.warning("%s; trying again", error)
                     self._reachable.clear()
-                    adopt = True  # a reply may have been lost on its way, and what it held is ours
+                    self._adopting = True  # a reply may have been lost on its way, and what it held is ours
                     await backoff.pause()
                     await self._repair(error)
                 else:
@@ -105,8 +112,11 @@ class LaneReader:
         if plan is None:
             await self._wait_for_credit(None)
             return
-        reply = await self._ask(plan.lanes, plan.count, ">", self._block_ms if plan.all_lanes else None)
+        lanes = dict.fromkeys(plan.lanes, ">")
+        reply = await self._ask(lanes, plan.count, self._block_ms if plan.all_lanes else None)
         if reply:
+            parts = Counter(priority_of(self._lane_of[key]) for key, _ in reply)
+            self.active = max(parts.values())
             self._take(self._parse(reply))
         elif not plan.all_lanes:
             await self._wait_for_credit(_CREDIT_WAIT_S)
@@ -121,23 +131,26 @@ class LaneReader:
 
     async def _adopt(self) -> None:
         """Take everything that this consumer was given before: `take` knows what it has already."""
-        for lane in range(3):
-            after = "0"
-            while reply := await self._ask((lane,), 256, after, None):
+        self._adopting = False
+        after = dict.fromkeys(range(LANES), "0")
+        try:
+            while reply := await self._ask(after, 256, None):
                 self._take(self._parse(reply))
-                after = str(reply[0][1][-1][0], "ascii")
+                after = {self._lane_of[key]: str(items[-1][0], "ascii") for key, items in reply}
+        except RedisError:
+            self._adopting = True
+            raise
 
-    async def _ask(self, lanes: Sequence[int], count: int, after: str, block_ms: int | None) -> Any:
-        """The streams that have entries, each with its entries, as XREADGROUP replies them; empty if none has."""
+    async def _ask(self, after: Mapping[int, str], count: int, block_ms: int | None) -> Any:
+        """The lanes that have entries behind the ids in `after`, as XREADGROUP replies them; empty if none has."""
         keys = keys_of(self._model).lanes
         block: tuple[str | int, ...] = () if block_ms is None else ("BLOCK", block_ms)
-        streams = [keys[lane] for lane in lanes]
         async with translated(f"reading lanes of {self._model}"):
             found = await execute(
                 self._connection,
                 *("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, *block, "STREAMS"),
-                *streams,
-                *(after for _ in streams),
+                *(keys[lane] for lane in after),
+                *after.values(),
             )
         return [stream for stream in found or () if stream[1]]
 

@@ -1,81 +1,48 @@
 """The router of one model: lanes in, batches out. The thin shell around the pure classes.
 
-Three things happen, each in a task of its own: the reader takes what there is credit for; the dispatcher
-forms a batch whenever a slot is free and the former says it is time; and each batch that is out is awaited.
-What the router holds is known to Redis as pending with its consumer, so nothing here needs to be saved.
+Four things happen, each in a task of its own: the reader takes what there is credit for; the dispatcher
+forms a batch whenever a slot is free and the former says it is time; each batch that is out is awaited; and
+`Upkeep` takes over what dead routers left. What the router holds is known to Redis as pending with its
+consumer, so nothing here needs to be saved.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Final
 
-from headrace.answers import write_answers
-from headrace.connection import BLOCK_MS, commands
+from headrace import scripts
+from headrace.connection import commands
 from headrace.errors import DecodeError, FailureCode, RedisError
-from headrace.messages import Batch, BatchOutcome, Fate, LaneEntry, Status, pack_failure
-from headrace.registry import Limits, register
-from headrace.scripts import Answer
+from headrace.messages import Batch, BatchOutcome, Fate, LaneEntry
+from headrace.registry import register
+from headrace.scripts import Reaped
 from headrace.server_clock import ServerClock
 from headrace.tasks import end_task
-from headrace_cluster.batch_former import BatchFormer, FormingPolicy, WaitingJob
+from headrace_cluster.batch_former import WaitingJob
 from headrace_cluster.credit import CreditPolicy, Reading, plan_reading
+from headrace_cluster.ender import Ender
+from headrace_cluster.held_jobs import HeldJobs
 from headrace_cluster.lane_reader import LaneReader
 from headrace_cluster.pool_port import BatchFailedError, PoolPort, ReplicaLostError
-from headrace_cluster.slots import Slot, SlotLedger
+from headrace_cluster.routing import RouterCounts, RoutingPolicy
+from headrace_cluster.scheduler import Scheduler
+from headrace_cluster.slots import Slot
 from headrace_cluster.token_estimate import TokenEstimate
+from headrace_cluster.upkeep import Leaseholder, Upkeep
 
-__all__ = ["ModelRouter", "RouterCounts", "RoutingPolicy"]
+__all__ = ["ModelRouter"]
 
 log = logging.getLogger("headrace.router")
 
-_CLOCK_EVERY_S: Final = 30.0
 _EXPIRE_EVERY_S: Final = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class RoutingPolicy:
-    """How one model's jobs are routed."""
-
-    forming: FormingPolicy = field(default_factory=FormingPolicy)
-    limits: Limits = field(default_factory=Limits)
-    batches_per_replica: int = 2
-    """One runs, the others are prepared meanwhile."""
-    call_timeout_s: float = 300.0
-    """How long a replica may take for one batch."""
-    max_attempts: int = 3
-    """How often a job is dispatched before it is answered with `pool_failed`."""
-    block_ms: int = BLOCK_MS
-    """How long a read waits at the server when there is nothing to read; the longest a stop has to wait."""
-
-
-@dataclass(slots=True)
-class RouterCounts:
-    """What a router did since it started."""
-
-    read: int = 0
-    batches: int = 0
-    dispatched: int = 0
-    answered: int = 0
-    late: int = 0
-    returned: int = 0
-    expired: int = 0
-    refused: int = 0
-    tokens: int = 0
-    run_s: float = 0.0
-
-
-_Place = tuple[int, str]
-"""Lane and entry id: two lanes give their entries of one millisecond the same ids."""
-
-
-def _place(entry: LaneEntry) -> _Place:
-    return entry.priority, entry.entry_id
+_SUSPECT_FROM: Final = 3
+"""From how many deliveries on a job is suspected of killing routers, and runs alone."""
+_GIVE_BACK_S: Final = 2.0
+"""How long a router that ends tries to give back what it holds."""
 
 
 def _outcome_of(jobs: int, reply: bytes) -> BatchOutcome:
@@ -94,30 +61,40 @@ class ModelRouter:
         url: the Redis server.
         pool: where batches go.
         policy: how.
-        consumer: this router's name in the consumer group, fresh for each of its lives.
+        lease: of this router's consumer, whose name is fresh for each of its lives.
     """
 
-    def __init__(self, model: str, url: str, *, pool: PoolPort, policy: RoutingPolicy, consumer: str) -> None:
+    def __init__(self, model: str, url: str, *, pool: PoolPort, policy: RoutingPolicy, lease: Leaseholder) -> None:
         self.model = model
         self.policy = policy
         self.counts = RouterCounts()
-        self.former = BatchFormer(policy.forming)
-        self.slots = SlotLedger(per_replica=policy.batches_per_replica)
+        self.scheduler = Scheduler(
+            policy.forming, batches_per_replica=policy.batches_per_replica, lone_failures=policy.lone_failures
+        )
+        self.held = HeldJobs()
         self.estimate = TokenEstimate()
         self._credit = CreditPolicy(batch_jobs=policy.forming.max_jobs)
         self._clock = ServerClock()
         self._redis = commands(url)
         self._pool = pool
-        self._held: dict[_Place, WaitingJob] = {}
-        self._held_bytes = 0
-        self._mean_bytes = 1024.0
+        self._ender = Ender(model, self._redis, self.counts, spawn=self._spawn, let_go=self._let_go)
+        self._lease = lease
+        self._upkeep = Upkeep(
+            model,
+            self._redis,
+            lease,
+            self._clock,
+            room=self._room_to_take_over,
+            take_over=self._take_over,
+            cancel=self._cancel,
+        )
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault: asyncio.Future[None] | None = None
         self._reader = LaneReader(
             url,
             model,
-            consumer=consumer,
+            consumer=lease.consumer,
             plan=self._plan_reading,
             take=self._take,
             restore=self._register,
@@ -128,16 +105,23 @@ class ModelRouter:
         """Route until stopped. Returns when everything it held is answered; raises only for a fault in here."""
         await self._begin()
         self._fault = asyncio.get_running_loop().create_future()
-        self._spawn(self._keep_time())
-        self._spawn(self._dispatch_when_ready())
+        for work in (self._keep_time(), self._dispatch_when_ready(), self._watch_lease(), self._upkeep.run()):
+            self._spawn(work)
         try:
             await self._unless_fault(self._reader.run())
-            while self._held:
+            while len(self.held):
                 await self._unless_fault(asyncio.sleep(0.01))
         finally:
             for task in list(self._tasks):
                 await end_task(task)
+            await self._give_back()
             await self._redis.aclose()
+
+    async def _give_back(self) -> None:
+        """What is still held is anybody's at once, and counts as if it had never been read."""
+        with suppress(RedisError, TimeoutError):
+            async with asyncio.timeout(_GIVE_BACK_S):
+                await scripts.release(self._redis, self.model, self._lease.consumer)
 
     async def _unless_fault(self, work: Coroutine[Any, Any, None]) -> None:
         """Await `work`; if a task of this router fails meanwhile, raise what it raised."""
@@ -166,6 +150,7 @@ class ModelRouter:
             try:
                 await self._register()
                 await self._clock.look(self._redis)
+                await self._lease.wait_held()  # what is read without one, others may take over at once
             except RedisError as error:
                 log.warning("router of %s waits for Redis: %s", self.model, error)
                 await asyncio.sleep(0.5)
@@ -177,7 +162,7 @@ class ModelRouter:
         await register(self._redis, self.model, self.policy.limits)
 
     def _replicas_changed(self, replicas: frozenset[str]) -> None:
-        self.slots.update(replicas)
+        self.scheduler.slots.update(replicas)
         self._something_changed()
 
     def _something_changed(self) -> None:
@@ -187,50 +172,85 @@ class ModelRouter:
     # -- in ---------------------------------------------------------------------------------------------
 
     def _plan_reading(self) -> Reading | None:
+        slots, former = self.scheduler.slots, self.scheduler.former
         return plan_reading(
             self._credit,
-            free_slots=self.slots.free(self._clock.now_s()),
-            replicas=self.slots.replicas,
-            waiting=(self.former.waiting_of(0), self.former.waiting_of(1), self.former.waiting_of(2)),
-            held_bytes=self._held_bytes,
-            mean_bytes=self._mean_bytes,
+            free_slots=slots.free(self._clock.now_s()) if self.scheduler.breaker.closed else 0,
+            replicas=slots.replicas,
+            waiting=(former.waiting_of(0), former.waiting_of(1), former.waiting_of(2)),
+            active=self._reader.active,
+            held_bytes=self.held.bytes,
+            mean_bytes=self.held.mean_bytes,
         )
 
     def _take(self, entries: Sequence[LaneEntry]) -> None:
-        self.former.note_arrivals(len(entries), self._clock.now_s())
+        self.scheduler.former.note_arrivals(len(entries), self._clock.now_s())
         for entry in entries:
-            if _place(entry) not in self._held:
-                self._take_one(entry)
+            if entry not in self.held and (job := self._hold(entry)) is not None:
+                self.scheduler.former.add(job)
         self._wake.set()
 
-    def _take_one(self, entry: LaneEntry) -> None:
+    def _hold(self, entry: LaneEntry) -> WaitingJob | None:
+        """The job of an entry that is to run. One that is not understood is left alone, or answered."""
         self.counts.read += 1
         try:
             envelope = entry.envelope
         except DecodeError as error:
-            log.error("left alone in lane %d of %s: %s", entry.priority, self.model, error)
-            return
-        size = len(entry.payload)
-        job = WaitingJob(
-            key=entry,
-            tokens=self.estimate.tokens(size),
-            bytes=size,
-            priority=entry.priority,
-            submitted_s=envelope.submitted_ms / 1000,
-            deadline_s=envelope.deadline_ms / 1000 if envelope.deadline_ms else None,
-        )
-        self._held[_place(entry)] = job
-        self._held_bytes += size
-        self._mean_bytes += 0.01 * (size - self._mean_bytes)
+            log.error("left alone in lane %d of %s: %s", entry.lane, self.model, error)
+            return None
+        job = self.held.add(entry, envelope, self.estimate.tokens(len(entry.payload)))
         if envelope.supported:
-            self.former.add(job)
-        else:
-            self._refuse(
-                [job],
-                FailureCode.UNSUPPORTED_VERSION,
-                f"the job is of wire version {envelope.version}, which this service does not know",
-                hint="upgrade the service, or submit with an older client",
-            )
+            return job
+        self._ender.refuse(
+            job,
+            FailureCode.UNSUPPORTED_VERSION,
+            f"the job is of wire version {envelope.version}, which this service does not know",
+            hint="upgrade the service, or submit with an older client",
+        )
+        return None
+
+    # -- from the dead, and back --------------------------------------------------------------------------
+
+    def _room_to_take_over(self) -> int:
+        """How many jobs of dead routers may be taken: they go before what waits in lanes, as memory allows."""
+        if self.scheduler.slots.replicas == 0:
+            return 0
+        return int((self._credit.max_held_bytes - self.held.bytes) / max(1.0, self.held.mean_bytes))
+
+    def _take_over(self, reaped: Sequence[Reaped]) -> None:
+        for row in reaped:
+            try:
+                entry = LaneEntry.read(row.lane, row.entry_id, row.fields)
+            except DecodeError as error:
+                log.error("left alone in lane %d of %s: %s", row.lane, self.model, error)
+                continue
+            if entry in self.held or (job := self._hold(entry)) is None:
+                continue
+            self.counts.reaped += 1
+            if row.cancelling:
+                self._ender.cancel([job])
+            elif row.deliveries >= _SUSPECT_FROM:
+                self.scheduler.quarantine.add([job])
+            else:
+                self.scheduler.former.add(job)
+        self._wake.set()
+
+    async def _watch_lease(self) -> None:
+        """After a lapse others may have what is held here: forget what has not been dispatched, and look again."""
+        seen = self._lease.lapses
+        while True:
+            await asyncio.sleep(_EXPIRE_EVERY_S)
+            if self._lease.lapses == seen:
+                continue
+            seen = self._lease.lapses
+            log.warning("the lease of the router of %s had lapsed; it looks again at what it holds", self.model)
+            for job in self.scheduler.clear():
+                self.held.let_go(job)
+            self._reader.adopt_again()
+
+    def _cancel(self, job_ids: Sequence[str]) -> None:
+        """End those that have not been dispatched; the others' answers may come first."""
+        self._ender.cancel(self.scheduler.discard(self.held.named(job_ids)))
 
     # -- out --------------------------------------------------------------------------------------------
 
@@ -244,54 +264,68 @@ class ModelRouter:
 
     def _dispatch_all(self) -> float | None:
         """Fill slots while there are any; returns the seconds until it is worth trying again, if known."""
+        now_s = self._clock.now_s()
+        self._ender.expire(self.scheduler.expired(now_s))
         dispatched = False
-        while True:
-            now_s = self._clock.now_s()
-            slot = self.slots.best(now_s)
-            ready_s = self.former.ready_at(now_s, idle=slot.idle) if slot is not None else None
-            if slot is None or ready_s is None or ready_s > now_s:
-                break
-            jobs = self.former.form(now_s)
-            self.slots.take(slot)
-            self._spawn(self._dispatch(jobs, slot))
+        while (chosen := self.scheduler.next_batch(now_s)) is not None:
+            self._spawn(self._dispatch(*chosen))
             dispatched = True
         if dispatched:
             self._reader.credit_changed()
-        times = [time_s for time_s in (ready_s, self.slots.next_resume_s(now_s)) if time_s is not None]
-        return max(0.0, min(times) - now_s) if times else None
+        return self.scheduler.wait_s(now_s)
 
     async def _dispatch(self, jobs: list[WaitingJob], slot: Slot) -> None:
         """Send a batch to its replica, and see to every job of it."""
         self.counts.batches += 1
         self.counts.dispatched += len(jobs)
         message = Batch(self.model, self._clock.now_ms(), [job.key for job in jobs]).to_bytes()
-        fates: Sequence[int] = [Fate.RETURNED] * len(jobs)
         try:
-            outcome = _outcome_of(len(jobs), await self._call(slot.replica, message))
-            fates = outcome.fates
-            self._learn(jobs, outcome)
+            outcome = _outcome_of(len(jobs), await self._call(slot, message))
         except (ReplicaLostError, BatchFailedError, TimeoutError, DecodeError) as error:
             log.warning("batch of %d jobs of %s at %s: %r", len(jobs), self.model, slot.replica, error)
-            self.slots.suspend(slot, self._clock.now_s())
-        finally:
-            self.slots.release(slot)
-        for job, fate in zip(jobs, fates, strict=True):
-            self._settle(job, fate)
+            self._failed(jobs, slot, error)
+        else:
+            self.scheduler.came_back(slot)
+            self._learn(jobs, outcome)
+            self._settle(jobs, outcome.fates, slot)
         self._something_changed()
 
-    async def _call(self, replica: str, message: bytes) -> bytes:
-        """Call the replica, in time. While Redis is away it has no way to finish, and the time stands still."""
-        call = asyncio.ensure_future(self._pool.call(replica, message))
+    def _failed(self, jobs: list[WaitingJob], slot: Slot, failure: Exception) -> None:
+        """Have it found out which job it was, unless the batch never reached the replica."""
+        now_s = self._clock.now_s()
+        self.counts.returned += len(jobs)
+        if isinstance(failure, ReplicaLostError) and not failure.reached:
+            self.scheduler.not_sent(jobs, slot, now_s)
+            return
+        died = isinstance(failure, ReplicaLostError | TimeoutError)
+        self.counts.replica_deaths += died
+        convicted = self.scheduler.failed(jobs, slot, now_s, died=died)
+        if convicted is not None:
+            self._ender.convict(convicted, failure, died=died)
+
+    async def _call(self, slot: Slot, message: bytes) -> bytes:
+        """Call the replica. One that does not come back in time is killed.
+
+        While Redis is away a replica has no way to finish, and the time stands still.
+        """
+        call = asyncio.ensure_future(self._pool.call(slot.replica, message))
+        half_s = self.policy.call_timeout_s / 2
         try:
+            late = False
             while True:
-                await asyncio.wait({call}, timeout=self.policy.call_timeout_s)
-                if not call.done():
-                    with suppress(RedisError):
-                        await self._clock.look(self._redis)
-                        if not call.done():
-                            raise TimeoutError(f"no outcome after {self.policy.call_timeout_s} s")
+                await asyncio.wait({call}, timeout=half_s)
                 if call.done():
                     return call.result()
+                with suppress(RedisError):
+                    await self._clock.look(self._redis)
+                    if call.done():
+                        return call.result()
+                    if late:
+                        await self._pool.kill(slot.replica)
+                        raise TimeoutError(f"no outcome after {self.policy.call_timeout_s} s; the replica is killed")
+                    late = True
+                    log.warning("a batch of %s at %s takes over %s s", self.model, slot.replica, half_s)
+                    self.scheduler.slots.suspend(slot, self._clock.now_s(), for_s=half_s)
         finally:
             call.cancel()
 
@@ -302,72 +336,31 @@ class ModelRouter:
         self.counts.tokens += tokens
         self.counts.run_s += outcome.run_s
 
-    def _settle(self, job: WaitingJob, fate: int) -> None:
-        if fate != Fate.RETURNED:
+    def _settle(self, jobs: Sequence[WaitingJob], fates: Sequence[int], slot: Slot) -> None:
+        if all(fate == Fate.RETURNED for fate in fates):  # it does not want to work at the moment
+            self.scheduler.slots.suspend(slot, self._clock.now_s())
+        for job, fate in zip(jobs, fates, strict=True):
+            if fate == Fate.RETURNED:
+                self.counts.returned += 1
+                self.scheduler.former.add(job)
+                continue
             self.counts.answered += fate == Fate.ANSWERED
             self.counts.late += fate == Fate.LATE
-            self._let_go(job)
-            return
-        self.counts.returned += 1
-        job.attempts += 1
-        if job.attempts < self.policy.max_attempts:
-            self.former.add(job)
-            return
-        self._refuse(
-            [job],
-            FailureCode.POOL_FAILED,
-            f"no replica could run it in {job.attempts} attempts",
-            hint="see the replicas' logs",
-            retryable=True,
-        )
+            self.counts.delayed += fate == Fate.DELAYED
+            self.held.let_go(job)
 
-    def _let_go(self, job: WaitingJob) -> None:
-        if self._held.pop(_place(job.key), None) is not None:
-            self._held_bytes -= job.bytes
+    def _let_go(self, jobs: Sequence[WaitingJob]) -> None:
+        for job in jobs:
+            self.held.let_go(job)
+        self._something_changed()
 
-    # -- answers of the router's own ----------------------------------------------------------------------
+    # -- time and tasks -----------------------------------------------------------------------------------
 
     async def _keep_time(self) -> None:
-        """Answer what expires while it waits here, and look at the server's clock now and then."""
-        looked_s = time.monotonic()
+        """Answer what expires while it waits here, also when nothing is dispatched."""
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
-            expired = self.former.expired(self._clock.now_s())
-            if expired:
-                self.counts.expired += len(expired)
-                self._refuse(
-                    expired, FailureCode.EXPIRED, "the deadline passed before a replica was free", status=Status.EXPIRED
-                )
-            if time.monotonic() - looked_s > _CLOCK_EVERY_S:
-                looked_s = time.monotonic()
-                with suppress(RedisError):
-                    await self._clock.look(self._redis)
-
-    def _refuse(
-        self,
-        jobs: Sequence[WaitingJob],
-        code: FailureCode,
-        message: str,
-        *,
-        hint: str = "",
-        retryable: bool = False,
-        status: Status = Status.ERROR,
-    ) -> None:
-        """Answer jobs that will not run."""
-        self.counts.refused += len(jobs)
-        body = pack_failure(code, message, hint=hint, retryable=retryable)
-        self._spawn(self._write_refusals(jobs, status, body))
-
-    async def _write_refusals(self, jobs: Sequence[WaitingJob], status: Status, body: bytes) -> None:
-        entries = [job.key for job in jobs]
-        await write_answers(
-            self._redis,
-            self.model,
-            [Answer(entry.priority, entry.entry_id, entry.text, status, body) for entry in entries],
-        )
-        for job in jobs:
-            self._let_go(job)
-        self._something_changed()
+            self._ender.expire(self.scheduler.expired(self._clock.now_s()))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

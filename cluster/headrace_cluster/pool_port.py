@@ -11,7 +11,16 @@ __all__ = ["BatchFailedError", "PoolPort", "ReplicaLostError"]
 
 
 class ReplicaLostError(HeadraceError):
-    """The replica died, or cannot be reached: the batch may or may not have run."""
+    """The replica died, or cannot be reached.
+
+    Args:
+        message: what is known.
+        reached: whether the batch may have run there; False if it was never sent.
+    """
+
+    def __init__(self, message: str, *, reached: bool = True) -> None:
+        super().__init__(message)
+        self.reached = reached
 
 
 class BatchFailedError(HeadraceError):
@@ -31,4 +40,8 @@ class PoolPort(Protocol):
         Raises:
             ReplicaLostError, BatchFailedError.
         """
+        ...
+
+    async def kill(self, replica: str) -> None:
+        """End a replica that hangs, at once; another takes its place. Calls that it has fail."""
         ...

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.serve._private.common import DeploymentID, ReplicaID
+from ray.serve._private.constants import SERVE_NAMESPACE
+from ray.serve.exceptions import RayServeException, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+import ray
 from headrace_cluster.pool_port import BatchFailedError, PoolPort, ReplicaLostError
 from headrace_cluster.replicas import replicas_of
 from headrace_workers import node
@@ -61,6 +65,7 @@ class ServePool:
         self._run = handle.options(method_name="run", _by_reference=False)
         if not self._run.is_initialized:
             self._run._init()  # else Serve names no replicas before the first call
+        self._deployment_id = DeploymentID(name=deployment, app_name=app)
         self._replicas = replicas_of(app, deployment)
 
     def listen(self, listener: Callable[[frozenset[str]], None]) -> None:
@@ -79,8 +84,17 @@ class ServePool:
             return bytes(await self._run.remote(replica, batch))
         except RayTaskError as error:
             raise BatchFailedError(f"replica {replica}: {error.cause!r}") from error
+        except ReplicaUnavailableError as error:
+            raise ReplicaLostError(f"replica {replica} is not there", reached=False) from error
         except (RayActorError, RayServeException, RayError) as error:
             raise ReplicaLostError(f"replica {replica}: {type(error).__name__}: {error}") from error
+
+    async def kill(self, replica: str) -> None:
+        """End the replica's process. Serve's controller starts another."""
+        name = ReplicaID(unique_id=replica, deployment_id=self._deployment_id).to_full_id_str()
+        with suppress(ValueError, RayError):  # it is gone already
+            actor = await asyncio.to_thread(ray.get_actor, name, namespace=SERVE_NAMESPACE)
+            await asyncio.to_thread(ray.kill, actor)
 
 
 def _on(loop: asyncio.AbstractEventLoop, listener: Callable[[frozenset[str]], None], names: frozenset[str]) -> None:
@@ -108,3 +122,8 @@ class JoinedPools:
         """Call the replica in its pool; raises what the pool's `call` raises."""
         pool, _, name = replica.partition("/")
         return await self._pools[pool].call(name, batch)
+
+    async def kill(self, replica: str) -> None:
+        """Kill the replica in its pool."""
+        pool, _, name = replica.partition("/")
+        await self._pools[pool].kill(name)

@@ -18,7 +18,7 @@ from headrace.server_check import Checks, Durability
 from headrace_cluster.batch_former import FormingPolicy
 from headrace_cluster.config_file import read_yaml
 from headrace_cluster.config_sources import ConfigSources
-from headrace_cluster.model_router import RoutingPolicy
+from headrace_cluster.routing import RoutingPolicy
 from headrace_workers.engines.factory import EngineConfig
 
 __all__ = ["BatchingConfig", "ModelConfig", "PoolConfig", "RedisConfig", "RouterConfig", "ServiceConfig", "load_config"]
@@ -49,6 +49,7 @@ class PoolConfig(_Config):
 
 
 _Patience = Annotated[float, Field(ge=0, le=86_400)]
+_Share = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class BatchingConfig(_Config):
@@ -64,6 +65,8 @@ class BatchingConfig(_Config):
     """Shortest time between two batches that are not full; a lone job never waits."""
     patience_s: tuple[_Patience, _Patience, _Patience] = (0.0, 1.0, 10.0)
     """For priorities high, normal and low: how long after submission a job without a deadline is due."""
+    shares: tuple[_Share, _Share, _Share] = (12, 3, 1)
+    """For priorities high, normal and low: how work is divided when all have more than can be done."""
     padded: bool = False
     """Whether the engine pads shorter jobs; then alike lengths are put together."""
 
@@ -75,6 +78,7 @@ class BatchingConfig(_Config):
             max_bytes=self.max_bytes,
             linger_s=self.linger_ms / 1000,
             patience_s=self.patience_s,
+            shares=self.shares,
             padded=self.padded,
         )
 
@@ -91,9 +95,9 @@ class ModelConfig(_Config):
     limits: Limits = Limits()
     """How much of its work Redis may hold."""
     call_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
-    """How long a replica may take for one batch."""
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
-    """How often a job is dispatched before it is answered with `pool_failed`."""
+    """How long a replica may take for one batch before it is killed; after half of it, it gets nothing new."""
+    lone_failures: Annotated[int, Field(ge=1, le=100)] = 2
+    """After how many failures alone on a replica a job is taken to be the cause, and set aside."""
 
     @model_validator(mode="after")
     def _pools_have_names_of_their_own(self) -> ModelConfig:
@@ -109,7 +113,7 @@ class ModelConfig(_Config):
             limits=self.limits,
             batches_per_replica=max(pool.batches_per_replica for pool in self.pools),
             call_timeout_s=self.call_timeout_s,
-            max_attempts=self.max_attempts,
+            lone_failures=self.lone_failures,
         )
 
 

@@ -20,6 +20,8 @@ class Slot:
     replica: str
     idle: bool
     """Whether the replica had nothing to do when the slot was taken."""
+    alone: bool = False
+    """Whether it takes the whole replica: nothing else runs there meanwhile."""
 
 
 @dataclass(slots=True)
@@ -41,6 +43,7 @@ class SlotLedger:
         self.per_replica = per_replica
         self._suspension_s = suspension_s
         self._replicas: dict[str, _Replica] = {}
+        self._reserved: str | None = None
 
     def update(self, replicas: Iterable[str]) -> None:
         """Serve's word on which replicas there are. A batch out at one that went still has to come back."""
@@ -54,32 +57,64 @@ class SlotLedger:
     def _sweep(self) -> None:
         self._replicas = {name: r for name, r in self._replicas.items() if r.taken or not r.gone}
 
+    def _works(self, replica: _Replica, now_s: float) -> bool:
+        return not replica.gone and replica.suspended_until_s <= now_s
+
     def _usable(self, replica: _Replica, now_s: float) -> bool:
-        return not replica.gone and replica.suspended_until_s <= now_s and replica.taken < self.per_replica
+        return self._works(replica, now_s) and replica.taken < self.per_replica
 
     def best(self, now_s: float) -> Slot | None:
         """The slot a batch should go to: an idle replica's, else that of the least busy. It is not taken yet."""
-        usable = [(r.taken, name) for name, r in self._replicas.items() if self._usable(r, now_s)]
+        usable = [
+            (r.taken, name) for name, r in self._replicas.items() if name != self._reserved and self._usable(r, now_s)
+        ]
         if not usable:
             return None
         taken, name = min(usable)
         return Slot(name, idle=taken == 0)
 
+    def reserve(self, now_s: float, *, shunned: str | None = None) -> Slot | None:
+        """A whole replica, as soon as one is idle: until then the least busy is given nothing new.
+
+        Args:
+            now_s: the time.
+            shunned: a replica to take only if there is no other.
+        """
+        present = [(name == shunned, r.taken, name) for name, r in self._replicas.items() if self._works(r, now_s)]
+        if not present:
+            return None
+        _, taken, name = min(present)
+        if taken == 0 or self._reserved not in [name for *_, name in present]:
+            self._reserved = name
+        return Slot(name, idle=True, alone=True) if taken == 0 else None
+
+    def unreserve(self) -> None:
+        """Nobody wants a whole replica any more."""
+        self._reserved = None
+
     def take(self, slot: Slot) -> None:
         """A batch goes there."""
-        self._replicas[slot.replica].taken += 1
+        self._replicas[slot.replica].taken += self.per_replica if slot.alone else 1
 
     def release(self, slot: Slot) -> None:
         """The batch came back, or never will."""
+        if slot.alone and slot.replica == self._reserved:
+            self._reserved = None
         replica = self._replicas.get(slot.replica)
         if replica is not None:
-            replica.taken = max(0, replica.taken - 1)
+            replica.taken = max(0, replica.taken - (self.per_replica if slot.alone else 1))
             self._sweep()
 
-    def suspend(self, slot: Slot, now_s: float) -> None:
-        """A call to this replica failed: do not call it again at once."""
+    def suspend(self, slot: Slot, now_s: float, *, for_s: float | None = None) -> None:
+        """A call to this replica failed, or takes long: do not call it again at once."""
         if slot.replica in self._replicas:
-            self._replicas[slot.replica].suspended_until_s = now_s + self._suspension_s
+            for_s = self._suspension_s if for_s is None else for_s
+            self._replicas[slot.replica].suspended_until_s = now_s + for_s
+
+    def resume(self, slot: Slot) -> None:
+        """A call to this replica came back."""
+        if slot.replica in self._replicas:
+            self._replicas[slot.replica].suspended_until_s = float("-inf")
 
     def next_resume_s(self, now_s: float) -> float | None:
         """When the first suspended replica may be tried again."""
@@ -93,7 +128,7 @@ class SlotLedger:
 
     @property
     def in_flight(self) -> int:
-        """How many batches are out."""
+        """How many slots are taken."""
         return sum(r.taken for r in self._replicas.values())
 
     def free(self, now_s: float) -> int:

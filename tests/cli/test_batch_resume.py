@@ -17,7 +17,7 @@ import redis
 from headrace.aio import AsyncClient
 from headrace.cli.batch_state import BatchState
 from headrace.keys import keys_of
-from headrace_cluster.model_router import RoutingPolicy
+from headrace_cluster.routing import RoutingPolicy
 from support.command_line import CountingEngine, Ran, Run, Zygote, end, read_lines, start, write_lines
 from support.proxy import Proxy
 from support.service import PlainService

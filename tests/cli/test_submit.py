@@ -12,7 +12,7 @@ from headrace.cli.output import Exit
 from headrace.errors import FailureCode
 from headrace.messages import Status, Tensor
 from headrace.registry import Limits
-from headrace_cluster.model_router import RoutingPolicy
+from headrace_cluster.routing import RoutingPolicy
 from headrace_workers.engines.base import ItemError
 from support.by_hand import HandService
 from support.command_line import CountingEngine, Run

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.keys import LANES
 from headrace_cluster.credit import CreditPolicy, Reading, plan_reading
 from headrace_cluster.slots import Slot, SlotLedger
 from headrace_cluster.token_estimate import TokenEstimate
@@ -155,7 +156,7 @@ def plan(**given: object) -> Reading | None:
 
 def test_an_idle_router_reads_for_its_slots_and_one_batch_more() -> None:
     """For each replica one batch is held ready."""
-    assert plan() == Reading((0, 1, 2), 3 * 64, all_lanes=True)
+    assert plan() == Reading((0, 1, 2), 3 * 64)
 
 
 def test_without_replicas_nothing_is_read() -> None:
@@ -165,25 +166,31 @@ def test_without_replicas_nothing_is_read() -> None:
 
 def test_a_lane_without_credit_is_left_out() -> None:
     """A flood in one lane does not keep the others from being seen."""
-    assert plan(waiting=(0, 192, 0)) == Reading((0, 2), 192, all_lanes=False)
+    assert plan(waiting=(0, 192, 0)) == Reading((0, 2), 192)
     assert plan(waiting=(192, 192, 192)) is None
 
 
 def test_little_credit_is_not_worth_a_read() -> None:
     """Half a batch is the least, so that reading stays in bulk under load."""
     assert plan(waiting=(161, 161, 161)) is None
-    assert plan(waiting=(160, 161, 161)) == Reading((0,), 32, all_lanes=False)
+    assert plan(waiting=(160, 161, 161)) == Reading((0,), 32)
 
 
 def test_a_read_takes_at_most_so_many() -> None:
     """A pool of many replicas is filled in several reads."""
-    assert plan(free_slots=100, replicas=50) == Reading((0, 1, 2), 512, all_lanes=True)
+    assert plan(free_slots=100, replicas=50) == Reading((0, 1, 2), 512)
+
+
+def test_lanes_of_one_priority_share_its_credit() -> None:
+    """Where several tenants' lanes had something at the last read, each gives its part."""
+    assert plan(active=3) == Reading((0, 1, 2), 64)
+    assert Reading((1,), 5).lanes == (1, 4, 7, 10, 13, 16, 19, 22)
 
 
 def test_large_payloads_are_read_in_small_numbers() -> None:
     """Bytes are a credit, too; full is full."""
-    assert plan(mean_bytes=1 << 20) == Reading((0, 1, 2), 21, all_lanes=True)
-    assert plan(mean_bytes=1 << 20, held_bytes=63 << 20) == Reading((0, 1, 2), 1, all_lanes=True)
+    assert plan(mean_bytes=1 << 20) == Reading((0, 1, 2), 2)
+    assert plan(mean_bytes=1 << 20, held_bytes=63 << 20) == Reading((0, 1, 2), 1)
     assert plan(held_bytes=64 << 20) is None
 
 
@@ -204,8 +211,9 @@ def test_credit_is_never_overdrawn(
     if reading is None:
         return
     assert 1 <= reading.count <= POLICY.max_read
-    assert all(waiting[lane] + reading.count <= (free_slots + replicas) * POLICY.batch_jobs for lane in reading.lanes)
-    assert reading.all_lanes == (reading.lanes == (0, 1, 2))
+    room = (free_slots + replicas) * POLICY.batch_jobs
+    assert all(waiting[priority] + reading.count <= room for priority in reading.priorities)
+    assert reading.all_lanes == (len(reading.lanes) == LANES)
     expected_bytes = held_bytes + reading.count * len(reading.lanes) * mean_bytes
     assert reading.count == 1 or expected_bytes <= POLICY.max_held_bytes + 1
 

@@ -17,7 +17,7 @@ from headrace_cluster.lane_reader import LaneReader
 from support.waiting import eventually
 
 MODEL = "m"
-EVERYTHING = Reading((0, 1, 2), 100, all_lanes=True)
+EVERYTHING = Reading((0, 1, 2), 100)
 
 pytestmark = pytest.mark.leaves_jobs
 
@@ -94,7 +94,7 @@ async def test_no_more_is_read_than_there_is_credit_for(client: AsyncClient, red
     """The rest stays in Redis, undelivered."""
     await submit(client, *[f"job-{n}" for n in range(50)])
     reading = Reader(redis_url)
-    reading.plan = Reading((0, 1, 2), 10, all_lanes=True)
+    reading.plan = Reading((0, 1, 2), 10)
     reading.on_plan = lambda: setattr(reading, "plan", None) if reading.taken else None
     running = asyncio.create_task(reading.reader.run())
     await eventually(lambda: len(reading.taken) == 10)
@@ -109,7 +109,7 @@ async def test_no_more_is_read_than_there_is_credit_for(client: AsyncClient, red
 async def test_a_lane_without_credit_is_left_alone(client: AsyncClient, redis_url: str) -> None:
     """The others are looked at often, since such a read must not block."""
     reading = Reader(redis_url)
-    reading.plan = Reading((0, 2), 10, all_lanes=False)
+    reading.plan = Reading((0, 2), 10)
     running = asyncio.create_task(reading.reader.run())
     await submit(client, "normal")
     await submit(client, "high", priority="high")
@@ -182,7 +182,7 @@ async def test_a_lost_group_is_restored(client: AsyncClient, redis_url: str) -> 
     await asyncio.wait_for(running, 5)
 
 
-@pytest.mark.parametrize("plan", [None, EVERYTHING, Reading((0,), 1, all_lanes=False)])
+@pytest.mark.parametrize("plan", [None, EVERYTHING, Reading((0,), 1)])
 async def test_a_stopped_reader_ends_whatever_it_waits_for(
     client: AsyncClient, redis_url: str, plan: Reading | None
 ) -> None:

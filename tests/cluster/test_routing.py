@@ -16,13 +16,14 @@ from headrace.errors import EngineFailedError
 from headrace.keys import GROUP, keys_of
 from headrace.registry import Limits
 from headrace_cluster.batch_former import FormingPolicy
-from headrace_cluster.model_router import ModelRouter, RoutingPolicy
+from headrace_cluster.model_router import ModelRouter
+from headrace_cluster.routing import RoutingPolicy
 from headrace_workers.engines.base import ItemError, Prepared
 from headrace_workers.engines.echo import EchoEngine
 from support.bad_days import GatedEngine, PickyEngine, RecordingEngine, SlowEngine
 from support.local_pool import LocalPool
 from support.raw import envelope, write_entry
-from support.service import PlainService
+from support.service import PlainService, leased
 from support.waiting import eventually
 
 MODEL = "m"
@@ -254,7 +255,7 @@ async def test_a_newer_wire_version_is_an_error_for_that_job_alone(redis_url: st
         redis = commands(redis_url)
         await write_entry(redis, MODEL, text=envelope("newer", version=2) + b" more words")
         await client.run(Job(model=MODEL, input="mine"), timeout_s=5)
-        await eventually(lambda: service.router.counts.refused == 1 and not service.router._held)
+        await eventually(lambda: service.router.counts.refused == 1 and not len(service.router.held))
 
         assert (await client.status("newer", model=MODEL)).state is JobState.ERROR
         [(_, fields)] = await execute(redis, "XRANGE", keys_of(MODEL).inbox("raw"), "-", "+")
@@ -288,7 +289,7 @@ async def test_malformed_entries_stop_nothing(redis_url: str, caplog: pytest.Log
             await write_entry(redis, MODEL, fields=fields)
             await client.run(Job(model=MODEL, input="mine"), timeout_s=5)
         await redis.aclose()
-        await eventually(lambda: not service.router._held)
+        await eventually(lambda: not len(service.router.held))
         assert (await client.audit(MODEL)).live == len(MALFORMED)
 
     left_alone = [record.getMessage() for record in caplog.records if "left alone" in record.getMessage()]
@@ -366,14 +367,14 @@ async def test_a_router_holds_no_more_than_its_credit(redis_url: str) -> None:
             worst = 0
             for _ in range(300):
                 router = service.router
-                worst = max(worst, len(router.former) + 16 * router.slots.in_flight)
-                assert len(router._held) <= bound + 2 * 16
-                assert router._held_bytes == sum(job.bytes for job in router._held.values())
+                worst = max(worst, len(router.scheduler.former) + 16 * router.scheduler.slots.in_flight)
+                assert len(router.held) <= bound + 2 * 16
+                assert router.held.bytes == sum(job.bytes for job in router.held)
                 await asyncio.sleep(0.002)
             assert router.counts.answered > 500
             assert worst > 16
-        assert service.router._held == {}
-        assert service.router._held_bytes == 0
+        assert service.router.held.bytes == len(service.router.held) == 0
+        assert service.router.held.bytes == 0
         await execute(client._redis, "FLUSHALL")
 
 
@@ -403,9 +404,9 @@ async def test_a_router_that_is_stopped_answers_what_it_holds(redis_url: str) ->
     async with AsyncClient(redis_url) as client:
         async with PlainService(redis_url, MODEL, engine, policy=policy(forming=forming)) as service:
             await client.submit_many(jobs(500))
-            await eventually(lambda: len(service.router.former) > 0)
+            await eventually(lambda: len(service.router.scheduler.former) > 0)
         audit = await client.audit(MODEL)
-        assert service.router._held == {}
+        assert service.router.held.bytes == len(service.router.held) == 0
         assert 0 < audit.ok < 500
         assert audit.lost == audit.doubled == 0
         assert (await execute(client._redis, "XPENDING", keys_of(MODEL).lanes[1], GROUP))[0] == 0
@@ -429,20 +430,23 @@ async def test_a_fault_in_a_task_surfaces_from_run(redis_url: str, caplog: pytes
     def faulty(now_s: float) -> list[Any]:
         raise ZeroDivisionError("a bug of ours")
 
-    service.router.former.expired = faulty  # type: ignore[method-assign]
+    service.router.scheduler.former.expired = faulty  # type: ignore[method-assign]
+    service.lease.start()
     with pytest.raises(ZeroDivisionError, match="a bug of ours"):
         await asyncio.wait_for(service.router.run(), 5)
+    await service.lease.stop()
     await service.replicas["replica-0"].close()
     assert any("a fault in the router of m" in record.getMessage() for record in caplog.records)
 
 
 async def test_a_fault_while_entries_are_read_surfaces_from_run(redis_url: str) -> None:
     """The reader lives in `run` itself, and so does what it calls."""
-    router = ModelRouter(MODEL, redis_url, pool=LocalPool({}), policy=policy(), consumer="r")
 
     def faulty(now_s: float) -> int:
         raise ZeroDivisionError("a bug of ours")
 
-    router.slots.free = faulty  # type: ignore[method-assign]
-    with pytest.raises(ZeroDivisionError, match="a bug of ours"):
-        await asyncio.wait_for(router.run(), 5)
+    async with leased(redis_url, MODEL) as lease:
+        router = ModelRouter(MODEL, redis_url, pool=LocalPool({}), policy=policy(), lease=lease)
+        router.scheduler.slots.free = faulty  # type: ignore[method-assign]
+        with pytest.raises(ZeroDivisionError, match="a bug of ours"):
+            await asyncio.wait_for(router.run(), 5)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from headrace import AsyncClient, EngineFailedError, FailureCode, Job
+from headrace import AsyncClient, FailureCode, Job, JobDeadError, Status
 from headrace.messages import Batch, BatchOutcome, Fate
 from headrace_cluster.batch_former import FormingPolicy
-from headrace_cluster.model_router import RoutingPolicy
 from headrace_cluster.pool_port import BatchFailedError, ReplicaLostError
+from headrace_cluster.routing import RoutingPolicy
 from headrace_cluster.slots import SlotLedger
 from headrace_workers.engines.echo import EchoEngine
 from headrace_workers.replica import Replica
@@ -66,7 +66,7 @@ async def test_what_a_lost_replica_had_is_dispatched_to_another(redis_url: str, 
 
 async def test_a_replica_that_failed_is_not_called_again_at_once(redis_url: str) -> None:
     """It is suspended for a second; meanwhile the other one works."""
-    service = PlainService(redis_url, MODEL, EchoEngine(), SlowEngine(0.005), policy=policy(max_attempts=50))
+    service = PlainService(redis_url, MODEL, EchoEngine(), SlowEngine(0.005), policy=policy())
     dying = DyingReplica(service.replicas["replica-0"])
     with_pool(service, {"replica-0": dying, "replica-1": service.replicas["replica-1"]})
     async with service, AsyncClient(redis_url) as client:
@@ -94,7 +94,7 @@ async def test_a_replica_is_tried_again_when_its_suspension_is_over(redis_url: s
     )
     async with service, AsyncClient(redis_url) as client:
         stuck = await client.submit(jobs(1)[0])
-        await eventually(lambda: service.router.slots.in_flight == 1)
+        await eventually(lambda: service.router.scheduler.slots.in_flight == 1)
         result = await client.run(Job(model=MODEL, input="second"), timeout_s=5)
         engine.open()
         assert (await client.result(stuck, timeout_s=5)).ok
@@ -146,7 +146,7 @@ async def test_jobs_that_were_out_when_all_replicas_went_are_answered_when_one_r
 
 async def test_replicas_that_come_and_go_all_the_time(redis_url: str) -> None:
     """A pool that is rolled over under load: everything is answered, once."""
-    service = PlainService(redis_url, MODEL, *[SlowEngine(0.003) for _ in range(4)], policy=policy(max_attempts=100))
+    service = PlainService(redis_url, MODEL, *[SlowEngine(0.003) for _ in range(4)], policy=policy())
     every = dict(service.replicas)
     async with service, AsyncClient(redis_url) as client:
 
@@ -167,9 +167,10 @@ async def test_replicas_that_come_and_go_all_the_time(redis_url: str) -> None:
 # -- attempts ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.leaves_jobs
 async def test_a_job_that_no_replica_can_run_is_told_so_in_the_end(redis_url: str) -> None:
-    """After `max_attempts` dispatches; the same job may fare better another time."""
-    service = PlainService(redis_url, MODEL, EchoEngine(), EchoEngine(), EchoEngine(), policy=policy(max_attempts=3))
+    """Once with others, perhaps, and twice alone: then it is taken to be the cause, and set aside."""
+    service = PlainService(redis_url, MODEL, EchoEngine(), EchoEngine(), EchoEngine(), policy=policy())
     dying = {name: DyingReplica(replica) for name, replica in service.replicas.items()}
     with_pool(service, dying)
     async with service, AsyncClient(redis_url) as client:
@@ -177,10 +178,10 @@ async def test_a_job_that_no_replica_can_run_is_told_so_in_the_end(redis_url: st
         await assert_all_accounted_for(client, 1)
 
     assert result.failure is not None
-    assert result.failure.code == FailureCode.POOL_FAILED
-    assert result.failure.retryable
+    assert result.status is Status.DEAD
+    assert result.failure.code == FailureCode.POISON
     assert sum(replica.deaths for replica in dying.values()) == 3
-    with pytest.raises(EngineFailedError, match="3 attempts"):
+    with pytest.raises(JobDeadError, match="2 times alone, 3 times in all"):
         result.unwrap()
 
 
@@ -198,7 +199,7 @@ async def test_a_replica_whose_run_raises_is_given_the_batch_again(redis_url: st
                 raise BatchFailedError("stumbled")
             return await real.run(message)
 
-    service.router.slots = SlotLedger(suspension_s=0.05)
+    service.router.scheduler.slots = SlotLedger(suspension_s=0.05)
     async with with_pool(service, {"replica-0": Stumbling()}), AsyncClient(redis_url) as client:
         assert (await client.run(jobs(1)[0], timeout_s=5)).ok
 
@@ -218,7 +219,7 @@ async def test_a_reply_that_is_none_counts_as_a_failure(redis_url: str, reply: b
                 return reply
             return await real.run(message)
 
-    service.router.slots = SlotLedger(suspension_s=0.05)
+    service.router.scheduler.slots = SlotLedger(suspension_s=0.05)
     async with with_pool(service, {"replica-0": Babbling()}), AsyncClient(redis_url) as client:
         assert (await client.run(jobs(1)[0], timeout_s=5)).ok
 
@@ -243,7 +244,6 @@ async def test_a_replica_may_return_some_of_a_batch(redis_url: str) -> None:
             ).to_bytes()
 
     service = with_pool(service, {"replica-0": Halving()})
-    service.router.policy = policy(max_attempts=20)
     async with service, AsyncClient(redis_url) as client:
         assert [result.unwrap() async for result in client.map(jobs(200))] == list(range(200))
         await assert_all_accounted_for(client, 200)
@@ -267,7 +267,7 @@ async def test_a_replica_that_hangs_is_given_up(redis_url: str) -> None:
 async def test_a_slow_replica_that_answers_after_all_is_not_answered_twice(redis_url: str) -> None:
     """It was given up, its batch ran elsewhere, and then it came: the fence keeps the first answer."""
     slow, quick = GatedEngine(), RecordingEngine()
-    service = PlainService(redis_url, MODEL, slow, quick, policy=policy(call_timeout_s=0.1))
+    service = PlainService(redis_url, MODEL, slow, quick, policy=policy(call_timeout_s=0.4))
     # The slow one goes on in its threads, as an actor does whose caller gave up.
     hidden: list[asyncio.Task[bytes]] = []
     real = service.replicas["replica-0"]

@@ -16,13 +16,14 @@ from headrace.keys import GROUP, keys_of
 from headrace.registry import Limits, register
 from headrace_cluster.batch_former import FormingPolicy
 from headrace_cluster.embedded import EmbeddedServer
-from headrace_cluster.model_router import ModelRouter, RoutingPolicy
+from headrace_cluster.model_router import ModelRouter
+from headrace_cluster.routing import RoutingPolicy
 from headrace_workers.engines.echo import EchoEngine
 from support.bad_days import GatedEngine, RecordingEngine, SlowEngine
 from support.by_hand import HandService
 from support.local_pool import LocalPool
 from support.proxy import Proxy
-from support.service import PlainService
+from support.service import PlainService, leased
 from support.waiting import eventually
 
 MODEL = "m"
@@ -145,15 +146,16 @@ async def test_a_full_server(own_server: EmbeddedServer) -> None:
 async def test_redis_is_down_when_the_router_starts(own_server: EmbeddedServer) -> None:
     """It waits, and makes the model known when Redis comes."""
     own_server.kill()
-    router = ModelRouter(MODEL, own_server.url, pool=LocalPool({}), policy=policy(), consumer="r")
-    running = asyncio.create_task(router.run())
-    await asyncio.sleep(0.1)
-    assert not running.done()
-    own_server.start()
-    async with AsyncClient(own_server.url) as client:
-        await eventually(lambda: known(client))
-    router.stop()
-    await asyncio.wait_for(running, 5)
+    async with leased(own_server.url, MODEL) as lease:
+        router = ModelRouter(MODEL, own_server.url, pool=LocalPool({}), policy=policy(), lease=lease)
+        running = asyncio.create_task(router.run())
+        await asyncio.sleep(0.1)
+        assert not running.done()
+        own_server.start()
+        async with AsyncClient(own_server.url) as client:
+            await eventually(lambda: known(client))
+        router.stop()
+        await asyncio.wait_for(running, 5)
 
 
 async def known(client: AsyncClient) -> bool:
@@ -200,7 +202,7 @@ async def test_everything_is_flushed(redis_url: str) -> None:
 
         assert outputs == list(range(50))
         await assert_all_accounted_for(client, 50)
-        await eventually(lambda: not service.router._held)
+        await eventually(lambda: not len(service.router.held))
 
 
 # -- replies that are lost --------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_the_environment_finds_models_whatever_their_names_look_like(monkeypatch
     """Variables have neither small letters nor dashes nor dots."""
     monkeypatch.setenv("HEADRACE_MODELS__ALL_MINILM_V1_5__MAX_ATTEMPTS", "9")
     config = load_config({"models": {"All-MiniLM-v1.5": {"engine": {"kind": "echo"}}}})
-    assert config.models["All-MiniLM-v1.5"].max_attempts == 9
+    assert config.models["All-MiniLM-v1.5"].lone_failures == 9
 
 
 def test_the_environment_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def test_wrong_values(content: dict[str, Any], said: str) -> None:
         ("limits.tenant_capacity", (0, 100_000_001)),
         ("limits.retention_s", (0.5, 31 * 86_400)),
         ("call_timeout_s", (0, 86_401)),
-        ("max_attempts", (0, 101)),
+        ("lone_failures", (0, 101)),
     ],
 )
 def test_bounds(place: str, values: tuple[Any, ...]) -> None:
@@ -270,9 +270,9 @@ def test_anchors_and_merge_keys_are_yaml_too(tmp_path: Path) -> None:
     """Two models may share what they have in common."""
     file = written(
         tmp_path,
-        "models:\n  one: &one {engine: {kind: echo}, max_attempts: 5}\n  two: {<<: *one, max_attempts: 6}\n",
+        "models:\n  one: &one {engine: {kind: echo}, lone_failures: 5}\n  two: {<<: *one, lone_failures: 6}\n",
     )
-    assert [model.max_attempts for model in load_config(file).models.values()] == [5, 6]
+    assert [model.lone_failures for model in load_config(file).models.values()] == [5, 6]
 
 
 # -- the application that a Serve config names ------------------------------------------------------------------

@@ -80,7 +80,7 @@ class HandService:
             ended += await scripts.complete(
                 self.redis,
                 self.model,
-                [Answer(entry.priority, entry.entry_id, entry.text, status, body) for entry, status, body in chunk],
+                [Answer(entry.lane, entry.entry_id, entry.text, status, body) for entry, status, body in chunk],
             )
         return ended
 

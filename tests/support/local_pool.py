@@ -24,6 +24,7 @@ class LocalPool:
     def __init__(self, replicas: Mapping[str, Runs]) -> None:
         self.replicas = dict(replicas)
         self.calls: list[tuple[str, int]] = []
+        self.killed: list[str] = []
         self._listeners: list[Callable[[frozenset[str]], None]] = []
 
     def listen(self, listener: Callable[[frozenset[str]], None]) -> None:
@@ -38,7 +39,7 @@ class LocalPool:
 
     async def call(self, replica: str, batch: bytes) -> bytes:
         if replica not in self.replicas:
-            raise ReplicaLostError(f"{replica} is gone")
+            raise ReplicaLostError(f"{replica} is gone", reached=False)
         self.calls.append((replica, len(batch)))
         try:
             return await self.replicas[replica].run(batch)
@@ -46,3 +47,7 @@ class LocalPool:
             raise
         except Exception as error:
             raise BatchFailedError(repr(error)) from error
+
+    async def kill(self, replica: str) -> None:
+        """Take note; a plain object cannot be killed."""
+        self.killed.append(replica)

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
 from headrace.tasks import end_task
-from headrace_cluster.model_router import ModelRouter, RoutingPolicy
+from headrace_cluster.lease import Lease
+from headrace_cluster.model_router import ModelRouter
+from headrace_cluster.routing import RoutingPolicy
 from headrace_workers.engines.base import Engine
 from headrace_workers.engines.echo import EchoEngine
 from headrace_workers.replica import Replica
 from support.local_pool import LocalPool
 
-__all__ = ["PlainService"]
+__all__ = ["PlainService", "leased"]
+
+
+@asynccontextmanager
+async def leased(url: str, model: str, consumer: str = "router") -> AsyncIterator[Lease]:
+    """A lease that beats until the context ends."""
+    lease = Lease(url, [model], consumer=consumer)
+    lease.start()
+    try:
+        yield lease
+    finally:
+        await lease.stop()
 
 
 class PlainService:
@@ -33,12 +48,14 @@ class PlainService:
             f"replica-{n}": Replica(model, engine, redis_url=url) for n, engine in enumerate(engines or (EchoEngine(),))
         }
         self.pool = LocalPool(self.replicas)
+        self.lease = Lease(url, [model], consumer=consumer)
         self.router = ModelRouter(
-            model, url, pool=self.pool, policy=policy or RoutingPolicy(block_ms=50), consumer=consumer
+            model, url, pool=self.pool, policy=policy or RoutingPolicy(block_ms=50), lease=self.lease
         )
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        self.lease.start()
         self._task = asyncio.create_task(self.router.run())
         while not self.router.reachable:
             if self._task.done():
@@ -57,5 +74,6 @@ class PlainService:
             self._task.result()
         else:
             await end_task(self._task)
+        await self.lease.stop()
         for replica in self.replicas.values():
             await replica.close()

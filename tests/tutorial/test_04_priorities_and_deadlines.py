@@ -4,7 +4,7 @@ import pytest
 
 from headrace import AsyncClient, Job, JobExpiredError, Status
 from headrace_cluster.batch_former import FormingPolicy
-from headrace_cluster.model_router import RoutingPolicy
+from headrace_cluster.routing import RoutingPolicy
 from support.bad_days import GatedEngine
 from support.service import PlainService
 from support.waiting import eventually

@@ -25,8 +25,9 @@ from headrace.messages import (
 )
 from headrace.messages.record import Record
 
-ENVELOPE = b"1 job-1 orders-7f3a default 1 1764000060000 1764000000000 c0ffee01 -"
-PARSED = Envelope(1, "job-1", "orders-7f3a", "default", 1, 1764000060000, 1764000000000, "c0ffee01", "-")
+ENVELOPE = b"1 job-1 orders-7f3a default 1 1764000060000 1764000000000 c0ffee01 - 3,1000,60000,engine_failed"
+RETRY = "3,1000,60000,engine_failed"
+PARSED = Envelope(1, "job-1", "orders-7f3a", "default", 1, 1764000060000, 1764000000000, "c0ffee01", "-", RETRY)
 
 
 def test_the_version() -> None:

@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.answers import write_answers
+from headrace.answers import give_back, write_answers
 from headrace.codec import MAX_PAYLOAD_BYTES
 from headrace.connection import commands
+from headrace.control import CANCELLED_BODY
+from headrace.ending import Ending, policy_of
 from headrace.errors import DecodeError, FailureCode
 from headrace.messages import (
     Batch,
@@ -29,7 +31,7 @@ from headrace.messages import (
     pack_failure,
     unpack_payload,
 )
-from headrace.scripts import Answer
+from headrace.scripts import Answer, GiveBack, RetryOutcome
 from headrace_workers.engines.base import Engine, ItemError, Prepared
 
 __all__ = ["Replica"]
@@ -74,12 +76,27 @@ class Replica:
         tasks = await loop.run_in_executor(self._preparing, self._prepare, batch)
         run_s = await loop.run_in_executor(self._computing, self._compute, tasks, batch.now_ms, received_s)
         answers = await loop.run_in_executor(self._preparing, self._answers, batch, tasks, run_s)
-        written = await write_answers(self._redis, self.model, answers)
         return BatchOutcome(
-            fates=[Fate.ANSWERED if visible else Fate.LATE for visible in written],
+            fates=await self._write(answers),
             tokens=[task.item.tokens if task.item else 0 for task in tasks],
             run_s=run_s,
         ).to_bytes()
+
+    async def _write(self, answers: Sequence[Answer | GiveBack]) -> list[Fate]:
+        """End the jobs, and hand back those that are to be tried again; the fate of each, in order."""
+        fates = [Fate.LATE] * len(answers)
+        ended = [(n, answer) for n, answer in enumerate(answers) if isinstance(answer, Answer)]
+        for n, back in enumerate(answers):
+            if isinstance(back, GiveBack):
+                [said] = await give_back(self._redis, self.model, [back])
+                if said is RetryOutcome.AGAIN:
+                    fates[n] = Fate.DELAYED
+                elif said is RetryOutcome.CANCELLING:
+                    ended.append((n, Answer(*back[:3], Status.CANCELLED, CANCELLED_BODY)))
+        visible = await write_answers(self._redis, self.model, [answer for _, answer in ended])
+        for (n, _), seen in zip(ended, visible, strict=True):
+            fates[n] = Fate.ANSWERED if seen else Fate.LATE
+        return fates
 
     # -- preparing --------------------------------------------------------------------------------------
 
@@ -147,14 +164,25 @@ class Replica:
 
     # -- answering --------------------------------------------------------------------------------------
 
-    def _answers(self, batch: Batch, tasks: Sequence[_Task], run_s: float) -> list[Answer]:
+    def _answers(self, batch: Batch, tasks: Sequence[_Task], run_s: float) -> list[Answer | GiveBack]:
         return [self._answer(task, batch.now_ms, run_s) for task in tasks]
 
-    def _answer(self, task: _Task, now_ms: int, run_s: float) -> Answer:
-        status, body = self._body(task, now_ms, run_s)
-        return Answer(task.entry.priority, task.entry.entry_id, task.entry.text, status, body)
+    def _answer(self, task: _Task, now_ms: int, run_s: float) -> Answer | GiveBack:
+        place = (task.entry.lane, task.entry.entry_id, task.entry.text)
+        body = self._output_body(task, now_ms, run_s)
+        if body is not None:
+            return Answer(*place, Status.OK, body)
+        failure = task.error
+        assert failure is not None
+        ending = Ending.of(task.envelope, failure.code)
+        if ending is Ending.AGAIN:
+            return GiveBack(*place, policy_of(task.envelope).delay_ms(task.envelope.attempt))
+        status = Status.EXPIRED if failure.code == FailureCode.EXPIRED else ending.status
+        body = pack_failure(failure.code, failure.message, hint=failure.hint, retryable=failure.retryable)
+        return Answer(*place, status, body)
 
-    def _body(self, task: _Task, now_ms: int, run_s: float) -> tuple[Status, bytes]:
+    def _output_body(self, task: _Task, now_ms: int, run_s: float) -> bytes | None:
+        """The packed output, or None if there is none; then `task.error` says why."""
         if task.error is None:
             try:
                 body = pack_answer(
@@ -168,13 +196,11 @@ class Replica:
                 task.error = ItemError(FailureCode.ENGINE_FAILED, f"the engine's output {error.reason}")
             else:
                 if len(body) <= MAX_PAYLOAD_BYTES:
-                    return Status.OK, body
+                    return body
                 task.error = ItemError(
                     FailureCode.OUTPUT_TOO_LARGE, f"{len(body):,} bytes; the limit is {MAX_PAYLOAD_BYTES:,}"
                 )
-        failure = task.error
-        status = Status.EXPIRED if failure.code == FailureCode.EXPIRED else Status.ERROR
-        return status, pack_failure(failure.code, failure.message, hint=failure.hint, retryable=failure.retryable)
+        return None
 
     async def close(self) -> None:
         """Finish what computes, then let go of threads and connections."""

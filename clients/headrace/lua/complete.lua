@@ -1,20 +1,23 @@
 -- COMPLETE: end jobs. Acknowledge, delete, answer, close the record and count, in one atomic step.
 --
 -- KEYS[1]  the model's key prefix, "hr:{model}:"
--- ARGV     for each job: priority, lane entry id, envelope, status, body
+-- ARGV     for each job: lane, lane entry id, envelope, status, body
 -- Returns  one number a job: 1 this call ended it, 0 somebody had ended it before
 --
 -- The fence is XACK: whoever acknowledges first writes the one terminal entry, and everybody later, a replay
 -- of this call included, is told 0 and changes nothing. Entries are acknowledged by lanes, many at once. If
 -- all of a lane's were still pending, all are this call's to end; if not, XDEL tells which: an entry is only
 -- ever deleted in the step that acknowledges it, so one that is still there was acknowledged just now.
+--
+-- A job that ends as `dead` is kept as a dead letter: its envelope, its lane, its payload and its answer.
 local prefix = KEYS[1]
-local retention = redis.call('HGET', prefix .. 'meta', 'retention_ms') or '3600000'
+local limits = redis.call('HMGET', prefix .. 'meta', 'retention_ms', 'dead_letter_capacity')
+local retention, dead_letters = limits[1] or '3600000', limits[2] or '10000'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local finished = string.format(' %.0f ', now)
 local jobs = #ARGV / 5
-local lanes, codes, ended, tenants, inboxes = {}, {}, {}, {}, {}
+local lanes, codes, payloads, ended, tenants, inboxes = {}, {}, {}, {}, {}, {}
 
 for n = 1, jobs do
   local lane = prefix .. 'q:' .. ARGV[n * 5 - 4]
@@ -25,6 +28,14 @@ for n = 1, jobs do
   end
   entries[#entries + 1] = ARGV[n * 5 - 3]
   codes[n] = 1
+  if ARGV[n * 5 - 1] == 'dead' then
+    local found = redis.call('XRANGE', lane, ARGV[n * 5 - 3], ARGV[n * 5 - 3])[1]
+    if found then
+      for field = 1, #found[2], 2 do
+        if found[2][field] == 'p' then payloads[n] = found[2][field + 1] end
+      end
+    end
+  end
 end
 
 for lane, entries in pairs(lanes) do
@@ -41,16 +52,20 @@ end
 
 for n = 1, jobs do
   if codes[n] == 1 then
-    local priority, envelope, status = ARGV[n * 5 - 4], ARGV[n * 5 - 2], ARGV[n * 5 - 1]
+    local lane, envelope, status = ARGV[n * 5 - 4], ARGV[n * 5 - 2], ARGV[n * 5 - 1]
     local version, id, inbox, tenant, attempt = string.match(envelope, '^(%S+) (%S+) (%S+) (%S+) (%S+)')
     local box = prefix .. 'r:' .. inbox
     local head = version .. ' ' .. id .. ' ' .. status .. ' ' .. attempt
     local answer = redis.call('XADD', box, '*', 'e', head, 'r', ARGV[n * 5])
-    redis.call('SET', prefix .. 'j:' .. id, status .. ' ' .. priority .. ' ' .. answer .. finished .. envelope,
+    redis.call('SET', prefix .. 'j:' .. id, status .. ' ' .. lane .. ' ' .. answer .. finished .. envelope,
       'PX', retention)
     ended[status] = (ended[status] or 0) + 1
     tenants[tenant] = (tenants[tenant] or 0) + 1
     inboxes[box] = true
+    if payloads[n] then
+      redis.call('XADD', prefix .. 'dlq', 'MAXLEN', '~', dead_letters, '*',
+        'e', envelope, 'l', lane, 'p', payloads[n], 'r', ARGV[n * 5])
+    end
   end
 end
 
@@ -60,6 +75,7 @@ end
 for tenant, count in pairs(tenants) do
   if redis.call('HINCRBY', prefix .. 'ten', tenant, -count) <= 0 then
     redis.call('HDEL', prefix .. 'ten', tenant)
+    redis.call('HDEL', prefix .. 'tl', tenant)
   end
 end
 for box in pairs(inboxes) do

@@ -8,15 +8,18 @@ the two halves of a job on the wire, `lane` and `inbox` the stream entries (docs
 from headrace.messages.batch import Batch, BatchOutcome, Fate
 from headrace.messages.envelope import WIRE_VERSION, Envelope
 from headrace.messages.inbox import InboxEntry, pack_answer, pack_failure
-from headrace.messages.job import Job, Priority, Receipt, SubmitOutcome
+from headrace.messages.job import CancelOutcome, Job, Priority, Receipt, SubmitOutcome
 from headrace.messages.lane import LaneEntry
 from headrace.messages.payload import pack_payload, unpack_payload
 from headrace.messages.result import Failure, JobState, JobStatus, Result, Status, Tensor
+from headrace.messages.retry import DEFAULT_RETRY, RetryPolicy
 
 __all__ = [
+    "DEFAULT_RETRY",
     "WIRE_VERSION",
     "Batch",
     "BatchOutcome",
+    "CancelOutcome",
     "Envelope",
     "Failure",
     "Fate",
@@ -28,6 +31,7 @@ __all__ = [
     "Priority",
     "Receipt",
     "Result",
+    "RetryPolicy",
     "Status",
     "SubmitOutcome",
     "Tensor",

@@ -26,6 +26,8 @@ class Fate(IntEnum):
     """Somebody had answered it before; this replica's answer was dropped."""
     RETURNED = 2
     """It was not answered, and it is not this job's fault: the router may dispatch it again."""
+    DELAYED = 3
+    """It failed, and was handed back for another attempt later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,5 +93,5 @@ _ENTRY: Final = [int, str, bytes, bytes]
 
 def _entry(value: Any) -> LaneEntry:
     if not isinstance(value, list) or [type(part) for part in value] != _ENTRY:
-        raise DecodeError("an entry of a batch is its priority, its id, its envelope and its payload")
+        raise DecodeError("an entry of a batch is its lane, its id, its envelope and its payload")
     return LaneEntry(*value)

@@ -3,10 +3,11 @@
 One line of text, its words separated by single spaces, the same in the lane, in the record and in COMPLETE's
 arguments. Names hold no spaces, so splitting it is all there is to reading it. Wire version 1::
 
-    <version> <id> <inbox> <tenant> <attempt> <deadline ms> <submitted ms> <token> <traceparent>
+    <version> <id> <inbox> <tenant> <attempt> <deadline ms> <submitted ms> <token> <traceparent> <retry>
 
 Times are Unix milliseconds of the Redis server's clock; a deadline of 0 is none. Attempts count from 1. The
-token marks the SUBMIT call, so that its replay is told from a duplicate. No trace context is written as `-`.
+token marks the SUBMIT call, so that its replay is told from a duplicate. No trace context is written as `-`,
+and so is the service's own retry policy; `headrace.messages.retry` has the form of another.
 A newer version may append words; it never drops one of these.
 """
 
@@ -40,6 +41,7 @@ class Envelope(NamedTuple):
     submitted_ms: int
     token: str
     traceparent: str
+    retry: str = "-"
 
     @classmethod
     def parse(cls, text: bytes) -> Envelope:
@@ -50,11 +52,14 @@ class Envelope(NamedTuple):
         """
         try:
             words = text[:_LONGEST_BYTES].decode("ascii").split(" ")
-            version, job_id, inbox, tenant, attempt, deadline, submitted, token, trace = words[:9]
+            version, job_id, inbox, tenant, attempt, deadline, submitted, *rest = words[:10]
+            token, trace, *further = rest
             deadline_ms, submitted_ms = int(deadline), int(submitted)
             if not (0 <= deadline_ms < _END_MS and 0 <= submitted_ms < _END_MS):
                 raise ValueError("a time in it is none")
-            return cls(int(version), job_id, inbox, tenant, int(attempt), deadline_ms, submitted_ms, token, trace)
+            return cls(
+                int(version), job_id, inbox, tenant, int(attempt), deadline_ms, submitted_ms, token, trace, *further
+            )
         except ValueError as error:
             raise DecodeError(f"not an envelope: {text[:200]!r}: {error}") from None
 

@@ -10,8 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from headrace.codec import check_plain
 from headrace.errors import InvalidJobError
 from headrace.ids import MODEL_PATTERN, NAME_PATTERN, new_job_id
+from headrace.messages.retry import RetryPolicy
 
-__all__ = ["PRIORITIES", "Job", "Name", "Priority", "Receipt", "SubmitOutcome", "explain"]
+__all__ = ["PRIORITIES", "CancelOutcome", "Job", "Name", "Priority", "Receipt", "SubmitOutcome", "explain"]
 
 Priority = Literal["high", "normal", "low"]
 """Which of a model's three lanes a job waits in."""
@@ -47,6 +48,8 @@ class Job(BaseModel):
     """Whom the job is done for: the unit of caps and of fairness."""
     inbox: Name | None = None
     """Where the answer goes. None: to the client that submits it."""
+    retry: RetryPolicy | None = None
+    """When it is tried again after it failed. None: a failure is the answer."""
     traceparent: Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f-]*$")] = ""
     """W3C trace context, carried through to the answer."""
 
@@ -75,6 +78,19 @@ class SubmitOutcome(StrEnum):
     QUEUE_FULL = "queue_full"
     TENANT_FULL = "tenant_full"
     UNKNOWN_MODEL = "unknown_model"
+
+
+class CancelOutcome(StrEnum):
+    """What the CANCEL script said of one job."""
+
+    CANCELLED = "cancelled"
+    """It will never run; its terminal entry is written."""
+    REQUESTED = "requested"
+    """A router or a replica has it. It ends as `cancelled`, unless its answer is written first."""
+    ENDED = "ended"
+    """It had its terminal entry before."""
+    UNKNOWN = "unknown"
+    """No such job was submitted, or its retention is over."""
 
 
 class Receipt(NamedTuple):

@@ -39,7 +39,11 @@ class JobState(StrEnum):
     """Where a job is."""
 
     WAITING = "waiting"
+    DELAYED = "delayed"
+    """It failed, and waits for its next attempt."""
     RUNNING = "running"
+    CANCELLING = "cancelling"
+    """A router or a replica has it, and was asked to cancel it."""
     OK = "ok"
     ERROR = "error"
     EXPIRED = "expired"
@@ -49,7 +53,7 @@ class JobState(StrEnum):
     @property
     def ended(self) -> bool:
         """Whether the job has its terminal entry."""
-        return self not in (JobState.WAITING, JobState.RUNNING)
+        return self not in (JobState.WAITING, JobState.DELAYED, JobState.RUNNING, JobState.CANCELLING)
 
 
 class _Message(BaseModel):
