@@ -19,6 +19,7 @@ key                  type    holds                                              
 ``hr:{m}:dlq``       stream  dead letters                                           permanent, bounded
 ``hr:{m}:c``         stream  requests to cancel jobs that are in somebody's hands   TTL since the last one
 ``hr:{m}:hb:<who>``  string  heartbeat of one consumer of the lanes                 TTL of a few seconds
+``hr:{m}:fs``        string  nothing; a write for WAITAOF to wait for               TTL of a second
 ===================  ======  =====================================================  =====================
 
 A lane's number is its priority (0 high, 1 normal, 2 low) plus three times the part of the tenants it is for.
@@ -105,6 +106,20 @@ class Keys:
         return frozenset(
             {self.meta, self.counters, self.tenants, self.parts, self.delayed, self.dead_letters, *self.lanes}
         )
+
+
+def declared_keys(prefix: str) -> tuple[str, str]:
+    """What a script that gets `prefix` names as its keys on a cluster.
+
+    While a slot moves from one node to another, a call that names a key that stands and one that never does is told
+    to try again: nothing is done by halves, some of it here and some of it there.
+    """
+    return prefix, prefix + "meta"
+
+
+def fsync_mark(prefix: str) -> str:
+    """The key that is written so that WAITAOF has something to wait for."""
+    return prefix + "fs"
 
 
 def declared_keys(prefix: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from headrace.advisories import advisories_for
-from headrace.connection import commands, redacted
+from headrace.connection import commands, masters, redacted, translated
 from headrace.errors import (
     RedisDurabilityError,
     RedisEvictionError,
@@ -24,6 +24,7 @@ from headrace.errors import (
 )
 from headrace.reader import Backoff
 from headrace.server_facts import ServerFacts, read_facts
+from headrace.server_url import ServerUrl
 
 __all__ = ["Checks", "Durability", "Finding", "ServerReport", "check_server", "judge", "wait_for_server"]
 
@@ -59,21 +60,30 @@ class ServerReport(NamedTuple):
     """What was found out about a server."""
 
     facts: ServerFacts
+    """Of a cluster, those of one of its masters."""
     findings: tuple[Finding, ...]
+    """Of a cluster, those of all its masters, each of them once."""
 
 
-def judge(facts: ServerFacts, *, durability: Durability | None = None) -> list[Finding]:
+def judge(facts: ServerFacts, *, durability: Durability | None = None, clustered: bool = False) -> list[Finding]:
     """Everything that speaks against a server, the worst first.
 
     Args:
         facts: what it says of itself.
         durability: the least that the service was told to insist on; None insists on nothing.
+        clustered: whether it is spoken to as a node of a cluster.
     """
-    findings = [*_role(facts), *_version(facts), *_eviction(facts), *_durability(facts, durability), *_holes(facts)]
+    findings = [
+        *_role(facts, clustered),
+        *_version(facts),
+        *_eviction(facts),
+        *_durability(facts, durability),
+        *_holes(facts),
+    ]
     return sorted(findings, key=lambda finding: not finding.fatal)
 
 
-def _role(facts: ServerFacts) -> Iterator[Finding]:
+def _role(facts: ServerFacts, clustered: bool) -> Iterator[Finding]:
     if facts.mode == "sentinel":
         yield Finding(
             RedisRoleError, True, "is a sentinel, not a server", "name it as redis+sentinel://host:port/service"
@@ -85,6 +95,8 @@ def _role(facts: ServerFacts) -> Iterator[Finding]:
             "is a replica and takes no writes",
             "name its master, or the sentinels as redis+sentinel://host:port/service",
         )
+    elif facts.mode == "cluster" and not clustered:
+        yield Finding(RedisRoleError, True, "is a node of a cluster", "name it as redis+cluster://host:port,host:port")
 
 
 def _version(facts: ServerFacts) -> Iterator[Finding]:
@@ -175,13 +187,10 @@ async def check_server(
         RedisUnavailableError: it does not answer in time.
         RedisSetupError: it does not fit, of the kind that says how; or it lets nobody in with these credentials.
     """
-    client = commands(url, timeout_s=timeout_s, retries=0)
-    try:
-        facts = await read_facts(client)
-    finally:
-        with suppress(Exception):
-            await client.aclose()
-    report = ServerReport(facts, () if checks == "off" else tuple(judge(facts, durability=durability)))
+    facts = await _facts(url, timeout_s)
+    clustered = ServerUrl.parse(url).topology == "cluster"
+    found = [finding for one in facts for finding in judge(one, durability=durability, clustered=clustered)]
+    report = ServerReport(facts[0], () if checks == "off" else tuple(dict.fromkeys(found)))
     shown = redacted(url)
     for finding in report.findings:
         if finding.fatal and checks == "error":
@@ -189,6 +198,17 @@ async def check_server(
     for finding in report.findings:
         log.warning("Redis at %s %s", shown, finding)
     return report
+
+
+async def _facts(url: str, timeout_s: float) -> list[ServerFacts]:
+    client = commands(url, timeout_s=timeout_s, retries=0)
+    try:
+        async with translated("asking Redis what it is"):
+            servers = await masters(client)
+        return [await read_facts(server) for server in servers]
+    finally:
+        with suppress(Exception):
+            await client.aclose()
 
 
 async def wait_for_server(url: str, *, checks: Checks = "error", durability: Durability | None = None) -> None:

@@ -9,9 +9,10 @@ from typing import Any, Literal, Self
 import redis.asyncio
 from redis.exceptions import NoPermissionError, ResponseError
 
-from headrace.connection import execute, translated
+from headrace.redis_client import execute
+from headrace.redis_errors import translated
 
-__all__ = ["ServerFacts", "read_facts"]
+__all__ = ["ServerFacts", "read_facts", "read_greeting"]
 
 Kind = Literal["redis", "valkey"]
 
@@ -79,14 +80,34 @@ async def read_facts(client: redis.asyncio.Redis) -> ServerFacts:
     """
     async with translated("asking Redis what it is"):
         info = await execute(client, "INFO")
-        return ServerFacts.parse(info, await _fsync(client))
+        settings = await _settings(client)
+    return ServerFacts.parse(info, settings.get("appendfsync"))
 
 
-async def _fsync(client: redis.asyncio.Redis) -> str | None:
+async def read_greeting(client: redis.asyncio.Redis) -> ServerFacts:
+    """As much of it as every user may ask for: kind and version, and whatever else CONFIG tells, if it may be read.
+
+    Raises:
+        RedisError: it does not answer.
+    """
+    async with translated("asking Redis what it is"):
+        greeting = _pairs(await execute(client, "HELLO"))
+        settings = await _settings(client)
+    kind = greeting.get("server", "redis")
+    return ServerFacts.parse(
+        {f"{kind}_version": greeting.get("version", ""), "aof_enabled": settings.get("appendonly") != "no"},
+        settings.get("appendfsync"),
+    )
+
+
+async def _settings(client: redis.asyncio.Redis) -> dict[str, str]:
     try:
-        reply = await execute(client, "CONFIG", "GET", "appendfsync")
+        return _pairs(await execute(client, "CONFIG", "GET", "append*"))
     except (NoPermissionError, ResponseError):  # no right to it, or a hosted server that has renamed the command
-        return None
-    pairs = dict(reply) if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-    value = pairs.get(b"appendfsync", pairs.get("appendfsync"))
-    return value.decode() if isinstance(value, bytes) else value
+        return {}
+
+
+def _pairs(reply: Any) -> dict[str, str]:
+    """Names and values of a flat reply, as far as both are text."""
+    flat = [part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in reply]
+    return {name: value for name, value in zip(flat[::2], flat[1::2], strict=True) if isinstance(value, str)}

