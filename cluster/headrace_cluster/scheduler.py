@@ -84,13 +84,14 @@ class Scheduler:
 
         Its jobs are suspected, and run again in smaller groups. Returns the one that is convicted by it, if any.
         """
+        alone = slot.alone or (slot.idle and self.slots.taken(slot) == 1)
         self.slots.release(slot)
         self.slots.suspend(slot, now_s)
         if died:
             self.breaker.died(slot.replica, now_s)
         for job in jobs:
             job.attempts += 1
-        if slot.alone:
+        if alone:
             return self.quarantine.failed(jobs, slot.replica)
         self.quarantine.add(jobs)
         return None

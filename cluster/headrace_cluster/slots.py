@@ -96,6 +96,10 @@ class SlotLedger:
         """A batch goes there."""
         self._replicas[slot.replica].taken += self.per_replica if slot.alone else 1
 
+    def taken(self, slot: Slot) -> int:
+        """How many slots of this one's replica are taken."""
+        return self._replicas[slot.replica].taken
+
     def release(self, slot: Slot) -> None:
         """The batch came back, or never will."""
         if slot.alone and slot.replica == self._reserved:

@@ -18,6 +18,8 @@ from typer.main import get_command, get_group
 
 from headrace._version import __version__
 from headrace.cli.batch import batch
+from headrace.cli.cancel import cancel
+from headrace.cli.dlq import dlq
 from headrace.cli.output import EXIT_STATUSES, CommandError, Exit, InterruptError, report, warnings_on_stderr
 from headrace.cli.results import results
 from headrace.cli.status import status
@@ -47,6 +49,8 @@ headrace batch minilm texts.jsonl -o vectors.jsonl
 headrace results minilm MY-INBOX --follow
 
 headrace status
+
+headrace dlq replay minilm --code poison --dry-run
 
 The commands serve, bench, check and demo come with the cluster extra: {_CLUSTER_EXTRAS.replace("[", chr(92) + "[")}
 
@@ -107,8 +111,9 @@ def application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_global_options)
-    for command in (submit, results, status, batch):
+    for command in (submit, results, status, cancel, batch):
         app.command()(command)
+    app.add_typer(dlq, name="dlq")
     return app
 
 
