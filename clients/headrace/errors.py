@@ -177,10 +177,6 @@ class RedisTlsError(RedisSetupError):
     """No trust between this side and the server: an authority, a host's name or a certificate does not fit."""
 
 
-class RedisTlsError(RedisSetupError):
-    """No trust between this side and the server: an authority, a host's name or a certificate does not fit."""
-
-
 class WireError(HeadraceError):
     """Something that crossed a process could not be understood."""
 

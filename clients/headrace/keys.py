@@ -122,20 +122,6 @@ def fsync_mark(prefix: str) -> str:
     return prefix + "fs"
 
 
-def declared_keys(prefix: str) -> tuple[str, str]:
-    """What a script that gets `prefix` names as its keys on a cluster.
-
-    While a slot moves from one node to another, a call that names a key that stands and one that never does is told
-    to try again: nothing is done by halves, some of it here and some of it there.
-    """
-    return prefix, prefix + "meta"
-
-
-def fsync_mark(prefix: str) -> str:
-    """The key that is written so that WAITAOF has something to wait for."""
-    return prefix + "fs"
-
-
 @lru_cache(maxsize=4096)
 def keys_of(model: str) -> Keys:
     """The `Keys` of a model, built once per process."""
