@@ -10,7 +10,13 @@ import asyncio
 import logging
 import math
 import os
+import signal
+import socket
+import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -18,7 +24,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import SecretStr
 
 import ray
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, ModelLoadError
 from headrace.server_check import check_server
 from headrace_cluster.app import application
 from headrace_cluster.embedded import EmbeddedServer
@@ -30,10 +36,14 @@ __all__ = ["LocalService"]
 APP: Final = "headrace"
 _READY_S: Final = 180.0
 _OBJECT_STORE_BYTES: Final = 256 << 20
+_LONGEST_FOLDER: Final = 40
+"""Characters; Ray puts sockets 65 characters deeper, and the kernel takes 107."""
 
 
 class LocalService:
     """Serve a configuration from this machine.
+
+    While it lasts, SIGTERM interrupts the main thread as Ctrl-C does, so that both leave the context in order.
 
     Args:
         config: what to host.
@@ -41,9 +51,10 @@ class LocalService:
         fsync: of the embedded server.
         verbose: let Ray's and the replicas' logs through.
 
-    Raises:
-        RedisSetupError: an embedded server is needed and cannot be had, or the one that is named does not fit.
-        RedisUnavailableError: the server that is named does not answer.
+    Entering raises:
+        RedisError: the server that is named does not answer or does not fit, or an embedded one cannot be had.
+        ConnectionError: there is no Ray where RAY_ADDRESS says.
+        ModelLoadError: a model cannot be loaded.
         HeadraceError: the replicas are not ready in time.
     """
 
@@ -55,13 +66,11 @@ class LocalService:
         fsync: Literal["always", "everysec"] = "everysec",
         verbose: bool = False,
     ) -> None:
-        self._server: EmbeddedServer | None = None
-        if not config.redis_url.get_secret_value():
-            self._server = EmbeddedServer(directory, fsync=fsync, die_with_parent=True)
-            config = config.model_copy(update={"redis_url": SecretStr(self._server.url)})
         self.config = config
+        self._directory = directory
+        self._fsync: Literal["always", "everysec"] = fsync
         self._verbose = verbose
-        self._deployed = False
+        self._running = ExitStack()
 
     @property
     def url(self) -> str:
@@ -69,41 +78,57 @@ class LocalService:
         return self.config.redis_url.get_secret_value()
 
     def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+        with ExitStack() as starting:
+            starting.enter_context(_sigterm_interrupts())
+            self._find_models()
+            self._have_redis(starting)
+            starting.enter_context(_local_ray(self._cpus(), verbose=self._verbose))
+            starting.enter_context(self._serving())
+            self._wait_until_ready()
+            self._running = starting.pop_all()
         return self
 
-    def _start(self) -> None:
-        if self._server is not None:
-            self._server.start()
-        else:
-            asyncio.run(
-                check_server(self.url, checks=self.config.redis.checks, durability=self.config.redis.durability)
-            )
-        self._start_ray()
-        serve.start(proxy_location="Disabled")
-        self._deployed = True
-        serve.run(application(self.config), name=APP, route_prefix=None)
-        self._wait_until_ready()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running.close()
 
-    def _start_ray(self) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    def _find_models(self) -> None:
+        """Look for every model's files, before anything is started that would only fail on them."""
+        from headrace_workers.models.source import find_source
+
+        for name, hosted in self.config.models.items():
+            if hosted.engine.kind == "encoder":
+                try:
+                    find_source(hosted.engine.model)
+                except HeadraceError as error:
+                    raise type(error)(f"models.{name}: {error}") from error
+
+    def _have_redis(self, starting: ExitStack) -> None:
+        """Start a server if none is named, and make sure that it fits before routers wait for it."""
+        if not self.url:
+            server = starting.enter_context(EmbeddedServer(self._directory, fsync=self._fsync, die_with_parent=True))
+            self.config = self.config.model_copy(update={"redis_url": SecretStr(server.url)})
+        asked = self.config.redis
+        asyncio.run(check_server(self.url, checks=asked.checks, durability=asked.durability))
+
+    def _cpus(self) -> int:
+        """What the pools and routers claim; this machine may have less, and here claims are only bookkeeping."""
+        pools = [pool for hosted in self.config.models.values() for pool in hosted.pools]
+        router = self.config.router
+        return math.ceil(sum(pool.cpus * pool.replicas for pool in pools) + router.cpus * router.replicas)
+
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        """The application, from its deployment until it is deleted, which lets routers finish what they hold."""
         if not self._verbose:
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        pools = [pool for hosted in self.config.models.values() for pool in hosted.pools]
-        cpus = sum(pool.cpus * pool.replicas for pool in pools) + self.config.router.cpus * self.config.router.replicas
-        ray.init(
-            # What one machine has may be less than what the pools claim; here the claims are only bookkeeping.
-            num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
-            include_dashboard=False,
-            log_to_driver=self._verbose,
-            logging_level=logging.INFO if self._verbose else logging.ERROR,
-            object_store_memory=_OBJECT_STORE_BYTES,
-        )
+        serve.start(proxy_location="Disabled")
+        try:
+            _deploy(application(self.config), APP, quietly=not self._verbose)
+            yield
+        finally:
+            serve.delete(APP)
 
     def _wait_until_ready(self) -> None:
         wanted = {model: sum(pool.replicas for pool in hosted.pools) for model, hosted in self.config.models.items()}
@@ -120,13 +145,98 @@ class LocalService:
         counts: dict[str, dict[str, Any]] = serve.get_app_handle(APP).counts.remote().result(timeout_s=30)
         return counts
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if ray.is_initialized():
-            # Deleting lets routers finish what they hold; Serve's controller then goes with its Ray.
-            if self._deployed:
-                serve.delete(APP)
-            ray.shutdown()
-        if self._server is not None:
-            self._server.stop()
+
+def _deploy(app: serve.Application, name: str, *, quietly: bool) -> None:
+    """Run an application; a replica that cannot be constructed is an error with the words that it ended with."""
+    log, before = logging.getLogger("ray.serve"), logging.getLogger("ray.serve").level
+    if quietly:
+        log.setLevel(logging.CRITICAL)  # what fails is said once, by us
+    try:
+        serve.run(app, name=name, route_prefix=None)
+    except RuntimeError as error:
+        raise ModelLoadError(_why_not_deployed(name) or str(error)) from None
+    finally:
+        log.setLevel(before)
+
+
+def _why_not_deployed(name: str) -> str:
+    """What the replicas that failed said last, each deployment's in a sentence."""
+    deployments = serve.status().applications[name].deployments
+    return "; ".join(f"{name}: {_last_words(status.message)}" for name, status in deployments.items() if status.message)
+
+
+def _last_words(message: str) -> str:
+    """What the error at the end of a replica's traceback says; one that is not ours keeps its name."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    ours = [line.partition(": ")[2] for line in lines if line.startswith("headrace.errors.")]
+    return (ours or lines)[-1]
+
+
+@contextmanager
+def _local_ray(cpus: int, *, verbose: bool) -> Iterator[None]:
+    """A Ray of our own in a directory of its own, both gone at the end; or the one that RAY_ADDRESS names."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if address := os.environ.get("RAY_ADDRESS"):
+            _require_ray(address)
+        else:
+            options = {
+                "num_cpus": max(os.cpu_count() or 1, cpus),
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+                "_temp_dir": stack.enter_context(_short_folder()),
+            }
+        stack.callback(ray.shutdown)
+        with _own_sigterm_handler_kept():
+            ray.init(log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR, **options)
+        yield
+
+
+def _require_ray(address: str) -> None:
+    """Ray itself takes two minutes to find out that nobody listens there."""
+    host, _, port = address.rpartition(":")
+    if host and "//" not in host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as error:
+            raise ConnectionError(f"no Ray answers at RAY_ADDRESS, {address}: {error.strerror or error}") from None
+
+
+def _short_folder() -> tempfile.TemporaryDirectory[str]:
+    parent = tempfile.gettempdir()
+    too_long = len(os.fsencode(parent)) > _LONGEST_FOLDER - len("/headrace-ray-12345678")
+    return tempfile.TemporaryDirectory(
+        prefix="headrace-ray-",
+        dir="/tmp" if too_long else parent,  # noqa: S108  # the folder in it is for its owner alone
+        ignore_cleanup_errors=True,  # Ray's processes may write a last line while it goes
+    )
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Have SIGTERM raise KeyboardInterrupt in the main thread, where there is a context to leave."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _own_sigterm_handler_kept() -> Iterator[None]:
+    """`ray.init` takes SIGTERM for itself, and its handler ends the program without asking anybody."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main:
+            with suppress(TypeError):  # a handler that was not set from Python
+                signal.signal(signal.SIGTERM, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from headrace_cluster.settings import load_config
 
 @pytest.fixture(scope="session")
 def service() -> Iterator[LocalService]:
-    """Hosts `echo` twice, `minilm` in int8, and `fragile`, which does what its jobs ask for."""
+    """Hosts `echo` twice, `minilm` in int8, and `fragile`, which does what its jobs ask for.
+
+    Of the four cores that it claims it leaves a fifth of one to what a test deploys beside it.
+    """
     config = load_config(
         {
             "models": {
-                "echo": {"engine": {"kind": "echo"}, "pools": [{"replicas": 2, "cpus": 0.5}]},
+                "echo": {"engine": {"kind": "echo"}, "pools": [{"replicas": 2, "cpus": 0.4}]},
                 "minilm": {"engine": {"kind": "encoder", "model": str(packaged_encoder())}},
                 "fragile": {
                     "engine": {"kind": "custom", "target": "support.engines:FragileEngine"},
@@ -30,7 +34,7 @@ def service() -> Iterator[LocalService]:
         }
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # actors must find `support.engines` too
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)  # actors find `support` too
         with LocalService(config, fsync="always") as running:
             yield running
 

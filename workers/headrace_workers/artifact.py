@@ -22,12 +22,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
 from headrace.errors import ArtifactError, ArtifactTamperedError
+
+if TYPE_CHECKING:  # who only looks for a model need not wait for torch
+    from torch import Tensor
 
 __all__ = [
     "SCHEMA_VERSION",

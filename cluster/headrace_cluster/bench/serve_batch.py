@@ -7,9 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ray import serve
-
 from headrace_cluster.bench.inprocess import Layout
+from ray import serve
 
 __all__ = ["measure_serve_batch"]
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import threading
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from headrace.cli.options import AsJson, RedisUrl
-from headrace.cli.output import CommandError, Output
+from headrace.cli.options import AsJson
+from headrace.cli.output import CommandError, Exit, Output
 from headrace.connection import URL_VARIABLE, embedded_socket, redacted
 from headrace_cluster.cli.steps import steps
 
@@ -28,7 +28,15 @@ _Task = Annotated[str | None, typer.Option("--task", help="What the models named
 _Replicas = Annotated[int, typer.Option("--replicas", min=1, help="Replicas of each model named here.")]
 _Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Where an embedded server keeps its data.")]
 _Fsync = Annotated[str, typer.Option("--fsync", help="Of an embedded server: everysec, or always.")]
+_RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--redis-url", "-u", metavar="URL", help="The Redis server. Else the environment's or the file's, else its own."
+    ),
+]
 _Verbose = Annotated[bool, typer.Option("--verbose", help="Let the logs of Ray and of the replicas through.")]
+
+_RAY_HINT: Final = "unset RAY_ADDRESS for a Ray of its own, or look whether it runs and RAY_AUTH_TOKEN is its token"
 
 
 def serve(
@@ -37,19 +45,19 @@ def serve(
     config: _Config = None,
     task: _Task = None,
     replicas: _Replicas = 1,
-    redis_url: RedisUrl = None,
+    redis_url: _RedisUrl = None,
     data: _Data = None,
     fsync: _Fsync = "everysec",
     verbose: _Verbose = False,
     as_json: AsJson = False,
 ) -> int:
-    """Host models on this machine, with a Redis server of its own unless one is named.
+    """Host models on this machine, with a Redis server and a Ray of its own, unless RAY_ADDRESS names one.
 
     headrace serve minilm=./all-MiniLM-L6-v2
-    """
-    from headrace_cluster.local import LocalService
-    from headrace_cluster.settings import load_config
 
+    Ctrl-C or SIGTERM stops it: what is in hand is finished, and the exit status is 0. A second one does not wait for
+    that, and one that comes before it is ready ends it too, both with exit status 130.
+    """
     if fsync not in ("everysec", "always"):
         raise typer.BadParameter("is everysec or always", param_hint="--fsync")
     output = Output(as_json=as_json)
@@ -58,16 +66,25 @@ def serve(
         raise CommandError(
             "nothing to host", code="usage", hint="name a model (headrace serve minilm=./folder), or a --config"
         )
+    from headrace_cluster.settings import load_config
+
     checked = load_config(config if config is not None else {"models": inline}, overrides=_overrides(redis_url))
+    from headrace_cluster.local import LocalService  # which takes seconds to import
+
     directory = data or embedded_socket().parent
-    with (
-        steps(as_json=as_json) as say,
-        _starting(say, LocalService(checked, directory=directory, fsync=fsync, verbose=verbose)) as service,  # type: ignore[arg-type]
-    ):
+    service = LocalService(checked, directory=directory, fsync=fsync, verbose=verbose)  # type: ignore[arg-type]
+    with steps(as_json=as_json) as say, ExitStack() as running:
+        say("starting: server, Ray, routers and replicas")
+        try:
+            running.enter_context(service)
+        except ConnectionError as error:
+            raise CommandError(str(error), code="ray_unavailable", hint=_RAY_HINT, status=Exit.UNAVAILABLE) from None
         _announce(output, service, list(checked.models))
-        _until_interrupted()
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        say("stopping: what is in hand is finished first")
     output.note("stopped")
-    return 0
+    return Exit.DONE
 
 
 def _inline(models: list[str], task: str | None, replicas: int) -> dict[str, Any]:
@@ -86,11 +103,6 @@ def _overrides(redis_url: str | None) -> dict[str, Any]:
     return {"redis_url": redis_url} if redis_url else {}
 
 
-def _starting(say: Any, service: LocalService) -> LocalService:
-    say("starting: server, Ray, routers and replicas")
-    return service
-
-
 def _announce(output: Output, service: LocalService, models: list[str]) -> None:
     output.emit({"redis_url": redacted(service.url), "models": models, "ready": True})
     output.show(
@@ -98,15 +110,3 @@ def _announce(output: Output, service: LocalService, models: list[str]) -> None:
         f'try:  headrace submit {models[0]} "water flows downhill"',
         f"other programs: {URL_VARIABLE}={redacted(service.url)}   stop: Ctrl-C",
     )
-
-
-def _until_interrupted() -> None:
-    """Wait for Ctrl-C, or for the signal with which service managers stop a program."""
-    stopped = threading.Event()
-    previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        while not stopped.wait(0.5):
-            pass
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

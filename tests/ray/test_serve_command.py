@@ -1,0 +1,264 @@
+"""`headrace serve` as people run it: it starts, answers, and when it is stopped nothing of it stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace import Client, Job, JobState
+from headrace.cli.output import Exit
+from headrace.errors import ModelLoadError
+from headrace_cluster.app import application
+from headrace_cluster.bench.models import packaged_encoder
+from headrace_cluster.embedded import EmbeddedServer
+from headrace_cluster.local import LocalService, _deploy
+from headrace_cluster.settings import load_config
+from ray import serve
+from support.command_line import HEADRACE
+from support.processes import Process, family, still_alive
+from support.waiting import eventually_sync
+
+pytestmark = pytest.mark.ray
+
+START_S, STOP_S = 90, 60
+
+
+@dataclass
+class Place:
+    """Where the commands of one test run: temporary files and the embedded server's data lie in here."""
+
+    folder: Path
+    started: list[subprocess.Popen[str]]
+    environment: dict[str, str]
+
+    @property
+    def temporary(self) -> Path:
+        return self.folder / "tmp"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "run" / "headrace"
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        """`headrace serve`, at the head of a process group and a session of its own, as a terminal starts it."""
+        process = subprocess.Popen(
+            [HEADRACE, "serve", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def write(self, config: dict[str, Any]) -> Path:
+        file = self.folder / "config.json"  # which is YAML too
+        file.write_text(json.dumps(config))
+        return file
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A short path, since sockets lie in it; whatever a failed test left running is killed."""
+    folder = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
+    (folder / "tmp").mkdir()
+    monkeypatch.delenv("HEADRACE_REDIS_URL", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    place = Place(
+        folder, [], os.environ | {"TMPDIR": str(folder / "tmp"), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    )
+    yield place
+    for process in place.started:
+        for member in family(process.pid):
+            os.kill(member.pid, signal.SIGKILL)
+        process.communicate()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """What it says first."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    return process.stdout.readline() or process.stderr.read()
+
+
+def nothing_stays(place: Place, processes: set[Process]) -> None:
+    """No process and no temporary file."""
+    assert len(processes) > 5
+    eventually_sync(lambda: not still_alive(processes), within_s=10)
+    assert [file.name for file in place.temporary.iterdir() if not file.name.startswith("torchinductor_")] == []
+
+
+def test_ctrl_c(place: Place) -> None:
+    """A model by its path; whoever names no server finds this one; the interrupt reaches the whole process group."""
+    process = place.start(f"minilm={packaged_encoder()}")
+    told = [line_of(process) for _ in range(3)]
+    assert told[:2] == [
+        f"serving minilm at unix://{place.data}/redis.sock\n",
+        'try:  headrace submit minilm "water flows downhill"\n',
+    ]
+    with Client() as client:
+        result = client.run(Job(model="minilm", input="water flows downhill"), timeout_s=30)
+        assert (result.unwrap().shape, result.variant) == ([384], "int8")
+    processes = family(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=STOP_S)
+    assert process.returncode == Exit.DONE
+    assert out == ""
+    assert err.splitlines() == [
+        "… starting: server, Ray, routers and replicas",
+        "… stopping: what is in hand is finished first",
+        "stopped",
+    ]
+    nothing_stays(place, processes)
+
+
+def test_sigterm_finishes_what_is_in_hand(place: Place) -> None:
+    """The answer is in the data directory, for whoever serves it next."""
+    fragile = {"engine": {"kind": "custom", "target": "support.engines:FragileEngine"}}
+    data = place.folder / "data"
+    process = place.start("--config", place.write({"models": {"fragile": fragile}}), "--data", data, "--json")
+    said = json.loads(line_of(process))
+    assert said == {"redis_url": f"unix://{data}/redis.sock", "models": ["fragile"], "ready": True}
+    with Client(said["redis_url"]) as client:
+        receipt = client.submit(Job(model="fragile", input="sleep:1"))
+        eventually_sync(lambda: client.status(receipt.id, model="fragile").state is JobState.RUNNING)
+    processes = family(process.pid)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=STOP_S)
+    assert (process.returncode, out, err) == (Exit.DONE, "", "")
+    nothing_stays(place, processes)
+    with EmbeddedServer(data) as server, Client(server.url) as client:
+        assert client.result(receipt, timeout_s=5).ok
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_can_be_stopped_before_it_is_ready(place: Place, number: signal.Signals) -> None:
+    """While Ray is being started."""
+    process = place.start("--config", place.write({"models": {"echo": {"engine": {"kind": "echo"}}}}), "--json")
+    eventually_sync(lambda: any(member.name == "raylet" for member in family(process.pid)), within_s=START_S)
+    processes = family(process.pid)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=STOP_S)
+    assert process.returncode == Exit.INTERRUPTED
+    assert json.loads(out)["error"]["code"] == "interrupted"
+    nothing_stays(place, processes)
+
+
+RAY = """
+import ray, sys
+print(ray.init(num_cpus=2, include_dashboard=False, _temp_dir=sys.argv[1]).address_info["gcs_address"], flush=True)
+sys.stdin.read()
+ray.shutdown()
+"""
+
+
+def test_redis_and_ray_that_are_named(place: Place, redis_url: str) -> None:
+    """It uses them, and leaves them as they were."""
+    place.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test-and-of-no-other-cluster"}
+    head = subprocess.Popen(
+        [sys.executable, "-c", RAY, place.folder / "ray"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=place.environment,
+        start_new_session=True,
+    )
+    place.started.append(head)
+    assert head.stdout is not None
+    place.environment["RAY_ADDRESS"] = head.stdout.readline().strip()
+    config = place.write({"models": {"echo": {"engine": {"kind": "echo"}}}, "redis_url": "redis://localhost:1"})
+    process = place.start("-c", config, "-u", redis_url, "--json")
+    assert json.loads(line_of(process)) == {"redis_url": redis_url, "models": ["echo"], "ready": True}
+    assert "raylet" not in {member.name for member in family(process.pid)}
+    with Client(redis_url) as client:
+        assert client.run(Job(model="echo", input="hello"), timeout_s=30).unwrap() == "hello"
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=STOP_S)
+        client.ping()
+    assert process.returncode == Exit.DONE
+    assert "raylet" in {member.name for member in family(head.pid)}
+    assert not place.data.exists()
+
+
+# -- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(place: Place) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Runs what must end before a Ray is started; gives exit status and error."""
+
+    def run(*arguments: str | Path) -> tuple[int, dict[str, Any]]:
+        process = place.start(*arguments, "--json")
+        out, err = process.communicate(timeout=START_S)
+        assert "Traceback" not in err
+        assert list(place.temporary.iterdir()) == []
+        error: dict[str, Any] = json.loads(out)["error"]
+        return process.returncode, error
+
+    return run
+
+
+def test_redis_is_down(place: Place, refused: Callable[..., tuple[int, dict[str, Any]]]) -> None:
+    """A named error, before anything is started."""
+    config = place.write({"models": {"echo": {"engine": {"kind": "echo"}}}})
+    status, error = refused("-c", config, "--redis-url", "redis://:s3cret@localhost:1")
+    assert (status, error["code"]) == (Exit.UNAVAILABLE, "redis_unavailable")
+    assert "s3cret" not in error["message"]
+    assert error["hint"].startswith("start Redis or `headrace serve`")
+
+
+def test_ray_is_down(place: Place, refused: Callable[..., tuple[int, dict[str, Any]]]) -> None:
+    """The one that is named."""
+    place.environment["RAY_ADDRESS"] = "127.0.0.1:1"
+    status, error = refused("-c", place.write({"models": {"echo": {"engine": {"kind": "echo"}}}}))
+    assert (status, error["code"]) == (Exit.UNAVAILABLE, "ray_unavailable")
+    assert error["message"] == "no Ray answers at RAY_ADDRESS, 127.0.0.1:1: Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["minilm=/no/such/folder"], "model_load", "models.minilm: there is no folder '/no/such/folder'"),
+        (["minilm"], "usage", "Invalid value for NAME=MODEL: 'minilm' is not NAME=MODEL"),
+        ([], "usage", "nothing to host"),
+        (["a=/tmp", "--fsync", "never"], "usage", "Invalid value for --fsync: is everysec or always"),
+        (["--config", "/no/such.yaml"], "config", "/no/such.yaml: cannot be read: No such file or directory"),
+    ],
+)
+def test_wrong_arguments(
+    refused: Callable[..., tuple[int, dict[str, Any]]], arguments: list[str], code: str, said: str
+) -> None:
+    """Exit status 2."""
+    status, error = refused(*arguments)
+    assert (status, error["code"], error["message"]) == (Exit.USAGE, code, said)
+
+
+def test_a_model_that_no_replica_can_load(service: LocalService) -> None:
+    """What the replica said is the error; Serve's own says only which deployment it was."""
+    engine = {"kind": "custom", "target": "support.engines:NoSuchEngine"}
+    small = {"cpus": 0.05}
+    config = load_config(
+        {"models": {"bad": {"engine": engine, "pools": [small]}}, "router": small, "redis_url": service.url}
+    )
+    try:
+        with pytest.raises(ModelLoadError) as caught:
+            _deploy(application(config), "broken", quietly=True)
+    finally:
+        serve.delete("broken")
+    said = "bad@cpu: support.engines:NoSuchEngine: support.engines has no class NoSuchEngine"
+    assert str(caught.value) == said
