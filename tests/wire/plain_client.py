@@ -36,7 +36,7 @@ class PlainClient:
         """Hand inputs over, each under its id; returns SUBMIT's codes."""
         items, codes = list(jobs.items()), []
         for start in range(0, len(items), JOBS_PER_CALL):
-            arguments: list[Any] = [1, 1, token or secrets.token_hex(4), self.inbox, tenant]
+            arguments: list[Any] = [1, 1, token or secrets.token_hex(4), self.inbox, tenant, "-"]
             for job_id, value in items[start : start + JOBS_PER_CALL]:
                 arguments += [job_id, 0, "-", msgpack.packb({"input": value})]
             codes += self.call(arguments)

@@ -142,8 +142,9 @@ def test_the_read_command_is_well_formed() -> None:
 
 def test_keys() -> None:
     keys = keys_of("m")
-    expected = {MODELS, keys.meta, keys.counters, keys.tenants, keys.record("<id>"), keys.inbox("<inbox>")}
-    assert set(table("Keys")) == {*expected, f"{keys.lanes[0]}` … `{keys.lanes[2]}"}
+    expected = {MODELS, *keys.permanent, keys.cancels, keys.record("<id>"), keys.inbox("<inbox>")} - set(keys.lanes)
+    expected |= {keys.prefix + "d:<id>", keys.heartbeat("<consumer>")}
+    assert set(table("Keys")) == {*expected, f"{keys.lanes[0]}` … `{keys.lanes[23]}"}
 
 
 def test_all_keys_of_a_model_share_a_slot() -> None:
@@ -185,12 +186,13 @@ def test_failure_codes() -> None:
 
 # -- what SUBMIT refuses ------------------------------------------------------------------------------------
 
-GOOD = [b"1", b"1", b"c0ffee01", b"inbox", b"default", b"job-1", b"0", b"-", b"\x81\xa5input\x01"]
+GOOD = [b"1", b"1", b"c0ffee01", b"inbox", b"default", b"-", b"job-1", b"0", b"-", b"\x81\xa5input\x01"]
 MISTAKES: list[tuple[int, bytes]] = [
     (0, b"one"), (0, b""), (1, b"3"), (1, b"-1"), (1, b"normal"), (2, b"a b"), (2, b""),
     (3, b""), (3, b"a b"), (3, b"a\nb"), (3, b"x" * 65), (3, b"a{b}"), (4, b"a b"), (4, "ü".encode()),
-    (5, b""), (5, b"a b"), (5, b"x" * 65), (5, b"a\x00b"), (6, b""), (6, b"-5"), (6, b"1.5"), (6, b"soon"), (6, b"1e9"),
-    (6, b"9" * 13), (7, b""), (7, b"a b"), (7, b"0" * 65), (8, b"x" * (MAX_PAYLOAD_BYTES + 1)),
+    (5, b""), (5, b"3 1"), (5, b"x" * 257), (6, b""), (6, b"a b"), (6, b"x" * 65), (6, b"a\x00b"), (7, b""), (7, b"-5"),
+    (7, b"1.5"), (7, b"soon"), (7, b"1e9"), (7, b"9" * 13), (8, b""), (8, b"a b"), (8, b"0" * 65),
+    (9, b"x" * (MAX_PAYLOAD_BYTES + 1)),
 ]  # fmt: skip
 
 
@@ -209,8 +211,8 @@ async def submit(client: Any, arguments: list[bytes]) -> Any:
 @pytest.mark.parametrize(("place", "wrong"), MISTAKES, ids=lambda value: repr(value)[:12])
 async def test_a_mistake_is_refused_before_anything_is_touched(registered: Any, place: int, wrong: bytes) -> None:
     """What would lie in a lane for ever, because nobody could read its envelope, never gets there."""
-    arguments = [*GOOD, b"job-2", *GOOD[6:]]
-    arguments[place + (4 if place > 4 else 0)] = wrong  # in the second job, behind a good one
+    arguments = [*GOOD, b"job-2", *GOOD[7:]]
+    arguments[place + (4 if place > 5 else 0)] = wrong  # in the second job, behind a good one
     with registered as client:
         with pytest.raises(redis.ResponseError, match=r"^SUBMIT "):
             await submit(client, arguments)
@@ -219,9 +221,9 @@ async def test_a_mistake_is_refused_before_anything_is_touched(registered: Any, 
         assert not client.exists(keys.counters, keys.tenants, keys.record("job-1"))
 
 
-@pytest.mark.parametrize("arguments", [[], GOOD[:5], GOOD[:-1], [*GOOD, b"job-2"]], ids=len)
+@pytest.mark.parametrize("arguments", [[], GOOD[:6], GOOD[:-1], [*GOOD, b"job-2"]], ids=len)
 async def test_the_number_of_arguments(registered: Any, arguments: list[bytes]) -> None:
-    with registered as client, pytest.raises(redis.ResponseError, match="takes 5 arguments, then 4 for each job"):
+    with registered as client, pytest.raises(redis.ResponseError, match="takes 6 arguments, then 4 for each job"):
         await submit(client, arguments)
 
 
