@@ -185,8 +185,8 @@ def _cancels(record: Record, _rules: Rules) -> Found:
                 yield f"job {job} started after it was said to be cancelled", story(job, trace)
         elif trace.cancel == "requested" and not statuses <= {"cancelled", "ok"}:
             yield f"job {job} was to be cancelled and ended as {sorted(statuses)}", story(job, trace)
-        elif trace.cancel == "ended" and "cancelled" in statuses and len(statuses) > 1:
-            yield f"job {job} had ended, and was cancelled", story(job, trace)
+        elif trace.cancel == "unknown":
+            yield f"job {job} was accepted, and is not known to who cancels it", story(job, trace)
 
 
 def _deadlines(record: Record, rules: Rules) -> Found:

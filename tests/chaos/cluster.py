@@ -76,6 +76,7 @@ class Cluster:
         self.directory = directory
         self.topology = topology
         self.seed = seed
+        self.broken = broken
         self.server = EmbeddedServer(
             directory / "redis", fsync=topology.fsync, die_with_parent=True, options=dict(_SERVER_OPTIONS)
         )

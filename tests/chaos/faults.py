@@ -8,19 +8,22 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from redis.exceptions import RedisError
 
+from chaos import sabotage
 from chaos.cluster import Cluster
 from chaos.plan import Fault, FaultKind
-from headrace import scripts
 from headrace.connection import execute
 
 __all__ = ["Tormentor"]
 
 _TORN: Final = b"*3\r\n$3\r\nSET\r\n$4\r\nto"
 """The beginning of a command, as a crash in the middle of a write leaves it."""
+
+_LOST_BYTES: Final = 200_000
 
 Do = Callable[["Tormentor", Fault], Awaitable[str]]
 """Does it, and says to whom it was done; "" if there was nobody."""
@@ -29,10 +32,10 @@ Do = Callable[["Tormentor", Fault], Awaitable[str]]
 class Tormentor:
     """Inflicts faults on one cluster."""
 
-    def __init__(self, cluster: Cluster, *, cut_tail: Callable[[], None] | None = None) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._redis_turn = asyncio.Lock()
-        self._cut_tail = cut_tail
+        self._hashes = sabotage.hashes(cluster.broken)
         self.done: Counter[FaultKind] = Counter()
         """How often each kind was done."""
 
@@ -61,18 +64,26 @@ class Tormentor:
             self._cluster.history.note("redis.down")
             if fault.kind is FaultKind.TEAR_REDIS:
                 self._tear()
-            if self._cut_tail is not None:
-                self._cut_tail()
+            if self._cluster.broken == "lost_tail":
+                self._lose_tail()
             await asyncio.sleep(fault.lasts_s)
             self._cluster.server.start()
             self._cluster.history.note("redis.up")
         return "redis"
 
     def _tear(self) -> None:
-        files = (self._cluster.server.directory / "appendonlydir").glob("*.incr.aof")
-        newest = max(files, key=lambda path: int(path.name.split(".")[-3]))
-        with newest.open("ab") as file:
+        with self._append_only_file().open("ab") as file:
             file.write(_TORN)
+
+    def _lose_tail(self) -> None:
+        """Cut off the last of what was written, as a crash of the machine does with what was not synced."""
+        path = self._append_only_file()
+        os.truncate(path, max(0, path.stat().st_size - _LOST_BYTES))
+
+    def _append_only_file(self) -> Path:
+        """The one that the server writes to."""
+        files = (self._cluster.server.directory / "appendonlydir").glob("*.incr.aof")
+        return max(files, key=lambda path: int(path.name.split(".")[-3]))
 
     async def stop_redis(self, fault: Fault) -> str:
         async with self._redis_turn:
@@ -114,8 +125,7 @@ class Tormentor:
     # -- links ------------------------------------------------------------------------------------------
 
     async def drop_reply(self, fault: Fault) -> str:
-        known = {script.name: script.sha for script in (scripts.SUBMIT, scripts.COMPLETE)}
-        self._cluster.proxies[fault.target].drop_reply_to(known.get(fault.detail, fault.detail))
+        self._cluster.proxies[fault.target].drop_reply_to(self._hashes.get(fault.detail, fault.detail))
         return fault.target
 
     async def cut(self, fault: Fault) -> str:

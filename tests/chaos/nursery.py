@@ -26,6 +26,7 @@ from chaos.orders import Order
 __all__ = ["Nursery"]
 
 _PR_SET_PDEATHSIG: Final = 1
+_NOBODY: Final = -1
 
 
 class Nursery:
@@ -52,7 +53,7 @@ class Nursery:
                 sys.executable, "-m", "chaos.nursery", stdin=PIPE, stdout=PIPE, stderr=log, env=self._environment
             )
         self._reading = asyncio.create_task(self._read())
-        await self._births.get()
+        await self._born()
 
     async def _read(self) -> None:
         assert self._process is not None
@@ -63,13 +64,19 @@ class Nursery:
                 self._births.put_nowait(said["born"])
             else:
                 self._on_exit(said["died"], said["status"])
+        self._births.put_nowait(_NOBODY)
 
     async def bear(self, order: Order) -> int:
         """Start a process; returns its pid."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write(order.to_json().encode() + b"\n")
-        return await self._births.get()
+        return await self._born()
+
+    async def _born(self) -> int:
+        if (pid := await self._births.get()) == _NOBODY:
+            raise RuntimeError(f"the nursery ended; {self._log} may say why")
+        return pid
 
     async def close(self) -> None:
         """End it, and every process that it bore and that still lives."""

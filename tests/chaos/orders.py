@@ -29,6 +29,8 @@ class Traffic:
     """Jobs of one submission."""
     pause_s: float = 0.0
     """Between two submissions."""
+    delay_s: float = 0.0
+    """Before the first."""
     tenant: str = "default"
     trims: bool = False
     """Whether it deletes the answers that it has written down."""

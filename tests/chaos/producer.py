@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chaos.history import History, read_histories
 from chaos.orders import Order
-from chaos.workload import DEADLINE_S, Wish, job_id, pick, wish_of
+from chaos.workload import DEADLINE_S, FLAKY_FAILURES, Wish, job_id, pick, wish_of
 from headrace import AsyncClient, Job, Result
-from headrace.errors import RedisError, SubmitRefusedError
+from headrace.errors import FailureCode, RedisError, SubmitRefusedError
 from headrace.messages.job import PRIORITIES, Receipt, SubmitOutcome
+from headrace.messages.retry import RetryPolicy
 from headrace.settings import ClientSettings
 from headrace.tasks import end_task
 
@@ -29,6 +30,11 @@ _PAUSE_S: Final = 0.05
 _WRITE_EVERY_S: Final = 0.02
 _TRIM_AT: Final = 2000
 _IDLE_S: Final = 0.2
+_CANCEL_WITHIN_S: Final = 0.1
+_RETRY: Final = RetryPolicy(
+    attempts=FLAKY_FAILURES + 2, backoff_s=0.1, longest_backoff_s=0.5, on=frozenset({FailureCode.ENGINE_FAILED})
+)
+_OPTIONS: Final[dict[Wish, dict[str, Any]]] = {Wish.DEADLINE: {"deadline_s": DEADLINE_S}, Wish.FLAKY: {"retry": _RETRY}}
 
 
 def run_producer(order: Order) -> None:
@@ -80,6 +86,7 @@ class _Producer:
         self._client = AsyncClient(order.url, settings=ClientSettings(keep_results=True, command_timeout_s=2.0))
         self._stopping = False
         self._changed = asyncio.Event()
+        self._cancelling: set[asyncio.Task[None]] = set()
         self._results: list[Result] = []
         self._written = 0
 
@@ -89,7 +96,7 @@ class _Producer:
         consuming = asyncio.create_task(self._consume())
         writing = asyncio.create_task(self._write_now_and_then())
         await self._produce()
-        while self._memory.unanswered:
+        while self._memory.unanswered or self._cancelling:
             await self._wait_for_change()
         for task in (consuming, writing):
             await end_task(task)
@@ -109,6 +116,8 @@ class _Producer:
     # -- handing over -----------------------------------------------------------------------------------
 
     async def _produce(self) -> None:
+        await asyncio.sleep(self._traffic.delay_s)
+        self._cancel_wishes(self._memory.unanswered - self._memory.unresolved.keys())
         if self._memory.unresolved:
             await self._hand_over(list(self._memory.unresolved))
         while jobs := await self._next_jobs():
@@ -164,11 +173,11 @@ class _Producer:
                 self._history.note(event, jobs=jobs)
         for job in accepted + known:
             self._memory.unresolved.pop(job, None)
+        self._cancel_wishes(accepted + known)
         return refused
 
     def _job(self, job: str) -> Job:
         number = int(job.rpartition("-")[2].partition(".")[0])
-        extra: dict[str, Any] = {"deadline_s": DEADLINE_S} if wish_of(job) is Wish.DEADLINE else {}
         return Job(
             model=self._order.model,
             id=job,
@@ -176,8 +185,29 @@ class _Producer:
             inbox=self._order.name,
             tenant=self._traffic.tenant,
             priority=PRIORITIES[(1, 1, 1, 1, 1, 1, 0, 2)[number % 8]],
-            **extra,
+            **_OPTIONS.get(wish_of(job), {}),
         )
+
+    # -- calling off ------------------------------------------------------------------------------------
+
+    def _cancel_wishes(self, jobs: Iterable[str]) -> None:
+        """Cancel the jobs that wish it, some at once and some later."""
+        if wished := [job for job in jobs if wish_of(job) is Wish.CANCEL]:
+            task = asyncio.create_task(self._cancel(wished))
+            self._cancelling.add(task)
+            task.add_done_callback(self._cancelling.discard)
+
+    async def _cancel(self, jobs: list[str]) -> None:
+        await asyncio.sleep(random.uniform(0.0, _CANCEL_WITHIN_S))
+        self._history.note("cancel.invoke", jobs=jobs)
+        while True:
+            try:
+                outcomes = await self._client.cancel_many(jobs, model=self._order.model)
+            except RedisError:
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                self._history.note("cancel.reply", answers=dict(zip(jobs, outcomes, strict=True)))
+                return
 
     # -- consuming --------------------------------------------------------------------------------------
 

@@ -229,7 +229,7 @@ class _Reader:
 
     def _cancel_invoke(self, event: Event) -> None:
         for job in event.facts["jobs"]:
-            self._trace(job).cancel = "unknown"
+            self._trace(job).cancel = "asked"
 
     def _cancel_reply(self, event: Event) -> None:
         for job, answer in event.facts["answers"].items():

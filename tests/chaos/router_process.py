@@ -16,7 +16,8 @@ from headrace.scripts import Reaped
 from headrace_cluster import lane_reader, model_router, upkeep
 from headrace_cluster.batch_former import FormingPolicy
 from headrace_cluster.lease import Lease
-from headrace_cluster.model_router import ModelRouter, RoutingPolicy
+from headrace_cluster.model_router import ModelRouter
+from headrace_cluster.routing import RoutingPolicy
 
 __all__ = ["run_router"]
 

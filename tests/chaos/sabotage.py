@@ -9,27 +9,40 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from headrace import scripts
 from headrace.scripts import Script
 
-__all__ = ["SABOTAGES", "VARIABLE", "apply"]
+__all__ = ["SABOTAGES", "VARIABLE", "apply", "hashes"]
 
 VARIABLE: Final = "HEADRACE_CHAOS_SABOTAGE"
 
 
-def apply() -> None:
-    """Break this process as its environment says."""
-    if name := os.environ.get(VARIABLE):
-        SABOTAGES[name]()
+@dataclass(frozen=True)
+class Patch:
+    """A script with one piece of its text replaced."""
 
+    script: Script
+    old: str
+    new: str
 
-def _patch(script: Script, old: str, new: str) -> None:
-    if old not in script.text:
-        raise ValueError(f"{script.name}.lua has changed: {old!r} is not in it")
-    script.text = script.text.replace(old, new)
-    script.sha = hashlib.sha1(script.text.encode(), usedforsecurity=False).hexdigest()
+    @property
+    def text(self) -> str:
+        """The broken script."""
+        if self.old not in self.script.text:
+            raise ValueError(f"{self.script.name}.lua has changed: {self.old!r} is not in it")
+        return self.script.text.replace(self.old, self.new)
+
+    @property
+    def sha(self) -> str:
+        """Its hash."""
+        return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self) -> None:
+        """Break the script in this process."""
+        self.script.text, self.script.sha = self.text, self.sha
 
 
 def _acknowledge_first() -> None:
@@ -45,24 +58,29 @@ def _acknowledge_first() -> None:
     vars(lane_reader)["execute"] = without_pending
 
 
-def _no_fence() -> None:
-    """COMPLETE writes an answer whether or not it was the one to acknowledge."""
-    _patch(scripts.COMPLETE, "codes[n] = redis.call('XDEL', lane, ARGV[n * 5 - 3])", "codes[n] = 1")
-
-
-def _trimmed_lane() -> None:
-    """SUBMIT keeps the lane short by throwing old jobs away."""
-    _patch(scripts.SUBMIT, "redis.call('XADD', stream, '*',", "redis.call('XADD', stream, 'MAXLEN', 40, '*',")
-
-
-def _forgotten_tenant() -> None:
-    """COMPLETE does not count a tenant's jobs down."""
-    _patch(scripts.COMPLETE, "redis.call('HINCRBY', prefix .. 'ten', tenant, -count) <= 0", "false")
-
-
 SABOTAGES: Final[Mapping[str, Callable[[], None]]] = {
     "acknowledge_first": _acknowledge_first,
-    "no_fence": _no_fence,
-    "trimmed_lane": _trimmed_lane,
-    "forgotten_tenant": _forgotten_tenant,
+    "no_fence": Patch(scripts.COMPLETE, "codes[n] = redis.call('XDEL', lane, ARGV[n * 5 - 3])", "codes[n] = 1"),
+    "trimmed_lane": Patch(
+        scripts.SUBMIT, "redis.call('XADD', stream, '*',", "redis.call('XADD', stream, 'MAXLEN', 40, '*',"
+    ),
+    "forgotten_tenant": Patch(
+        scripts.COMPLETE, "if redis.call('HINCRBY', prefix .. 'ten', tenant, -count) <= 0 then", "if false then"
+    ),
+    "robbed_living": Patch(scripts.REAP, "redis.call('EXISTS', prefix .. 'hb:' .. name) == 0", "true"),
+    "lost_tail": lambda: None,  # it is the server that is broken: `faults.Tormentor` cuts what was not synced
 }
+"""By name: COMPLETE without the fence, and so on."""
+
+
+def apply() -> None:
+    """Break this process as its environment says."""
+    if name := os.environ.get(VARIABLE):
+        SABOTAGES[name]()
+
+
+def hashes(broken: str) -> Mapping[str, str]:
+    """The hash of every script, by its name, in a run with this sabotage."""
+    found = {script.name: script.sha for script in vars(scripts).values() if isinstance(script, Script)}
+    patch = SABOTAGES.get(broken)
+    return found | {patch.script.name: patch.sha} if isinstance(patch, Patch) else found

@@ -35,9 +35,9 @@ class Scenario:
     name: str
     topology: Topology = field(default_factory=Topology)
     faults: Mapping[FaultKind, int] = field(default_factory=dict)
-    baseline_s: float = 2.0
+    baseline_s: float = 1.0
     faults_s: float = 10.0
-    calm_s: float = 3.0
+    calm_s: float = 1.0
     drain_s: float = 60.0
     """How long the drain may take."""
     settle_s: float = 0.0
@@ -114,7 +114,9 @@ class _Run:
             self._phase("baseline")
             await asyncio.sleep(scenario.baseline_s)
             self._phase("faults")
-            await self.tormentor.follow(self._plan)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.tormentor.follow(self._plan))
+                group.create_task(asyncio.sleep(scenario.faults_s * self._factor))
             self._phase("calm")
             await asyncio.sleep(scenario.calm_s)
             self._phase("drain")

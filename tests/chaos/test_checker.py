@@ -219,6 +219,14 @@ def i7_cancelled_and_started(run: Run) -> None:
     run.final.audit = {"submitted": 6, "ok": 4, "error": 1, "cancelled": 1, "live": 0}
 
 
+def i7_requested_and_failed(run: Run) -> None:
+    run.at(1.6, "producer-0.1", "cancel.reply", answers={"a-3.refuse": "requested"})
+
+
+def i7_unknown_and_accepted(run: Run) -> None:
+    run.at(1.6, "producer-0.1", "cancel.reply", answers={"a-1.plain": "unknown"})
+
+
 def i8_late(run: Run) -> None:
     run.start("a-0.plain", at_s=1.6, deadline_ms=(WALL_NS + SECOND_NS) // 1_000_000)
 
@@ -305,6 +313,8 @@ BREAKS = [
     i6_a_killer_that_goes_on_killing,
     i7_cancelled_and_answered,
     i7_cancelled_and_started,
+    i7_requested_and_failed,
+    i7_unknown_and_accepted,
     i8_late,
     i9_a_gap,
     i9_an_old_attempt,

@@ -1,0 +1,151 @@
+"""What the two modes run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from chaos.checker import Rules
+from chaos.cluster import Topology
+from chaos.orders import Traffic
+from chaos.plan import FaultKind
+from chaos.scenario import Scenario
+from chaos.workload import Wish
+
+__all__ = ["CI", "MIXED", "SOAK", "short_mix"]
+
+_COMMANDS: Final = ("submit", "complete", "retry", "cancel", "reap", "sweep", "XREADGROUP", "XREAD")
+"""Whose replies are dropped: every script, and the reads."""
+
+_OF_ALL: Final = {
+    Wish.SLOW: 0.003,
+    Wish.REFUSE: 0.01,
+    Wish.RAISE: 0.001,
+    Wish.FLAKY: 0.005,
+    Wish.KILL: 0.0002,
+    Wish.EAT: 0.0002,
+    Wish.CANCEL: 0.01,
+    Wish.DEADLINE: 0.02,
+}
+
+_TWO_TENANTS: Final = (
+    Traffic(mix=_OF_ALL, tenant="red"),
+    Traffic(mix=_OF_ALL, tenant="blue"),
+)
+
+MIXED: Final = Scenario(
+    name="mixed",
+    topology=Topology(producers=_TWO_TENANTS),
+    faults={
+        FaultKind.KILL_REDIS: 9,
+        FaultKind.TEAR_REDIS: 3,
+        FaultKind.STOP_REDIS: 2,
+        FaultKind.KILL_ROUTER: 16,
+        FaultKind.KILL_REPLICA: 16,
+        FaultKind.KILL_PRODUCER: 6,
+        FaultKind.STOP_ROUTER: 2,
+        FaultKind.STOP_REPLICA: 3,
+        FaultKind.STOP_PRODUCER: 2,
+        FaultKind.END_ROUTER: 3,
+        FaultKind.END_REPLICA: 3,
+        FaultKind.DROP_REPLY: 90,
+        FaultKind.CUT: 8,
+        FaultKind.HOLD: 3,
+        FaultKind.HALF_OPEN: 3,
+        FaultKind.DELAY: 3,
+        FaultKind.FLUSH_SCRIPTS: 4,
+        FaultKind.KILL_CLIENTS: 4,
+        FaultKind.FILL_MEMORY: 3,
+    },
+    baseline_s=3.0,
+    faults_s=45.0,
+    calm_s=5.0,
+    commands=_COMMANDS,
+    # A router that dies forgets what it has found out about a job that kills.
+    rules=Rules(max_attempts=6, deaths_each=40, lone_deaths=8, throughput_ratio=0.5),
+)
+"""Everything at once: faults meet each other here."""
+
+REPLICAS: Final = Scenario(name="replicas", faults={FaultKind.KILL_REPLICA: 8}, faults_s=6.0)
+"""How soon work goes on when a replica dies, and nothing else does."""
+
+ROUTERS: Final = Scenario(name="routers", faults={FaultKind.KILL_ROUTER: 6}, faults_s=9.0)
+"""How soon work goes on when a router dies."""
+
+REDIS: Final = Scenario(
+    name="redis", faults={FaultKind.KILL_REDIS: 4, FaultKind.TEAR_REDIS: 2, FaultKind.STOP_REDIS: 1}, faults_s=6.0
+)
+
+ZOMBIES: Final = Scenario(
+    name="zombies", faults={FaultKind.STOP_ROUTER: 3, FaultKind.STOP_REPLICA: 2}, faults_s=9.0, calm_s=1.0
+)
+"""Routers and replicas that sleep for longer than a lease, and then go on with what others have done since."""
+
+POISON: Final = Scenario(
+    name="poison",
+    topology=Topology(
+        producers=(Traffic(mix={Wish.KILL: 0.002, Wish.RAISE: 0.01, Wish.EAT: 0.001, Wish.HANG: 0.0005}, jobs=2000),),
+        routers=1,
+        replicas=2,
+        call_timeout_s=2.0,
+    ),
+    faults_s=4.0,
+    rules=Rules(deaths_each=7, lone_deaths=2),
+)
+"""Jobs that raise, that eat memory, that kill and that hang, among innocent ones."""
+
+WISHES: Final = Scenario(
+    name="wishes",
+    topology=Topology(
+        producers=tuple(
+            Traffic(mix={Wish.FLAKY: 0.05, Wish.CANCEL: 0.05, Wish.DEADLINE: 0.2}, tenant=tenant)
+            for tenant in ("red", "blue")
+        ),
+        lane_capacity=600,
+    ),
+    faults_s=4.0,
+    rules=Rules(max_attempts=6, lane_capacity=600),
+)
+"""Retries, cancellations and deadlines, before lanes that are full most of the time."""
+
+FAIRNESS: Final = Scenario(
+    name="fairness",
+    topology=Topology(
+        producers=(
+            Traffic(jobs=10_000, in_flight=20_000, at_once=128, tenant="flood"),
+            Traffic(jobs=1, at_once=1, delay_s=2.0, tenant="lone"),
+        ),
+        routers=1,
+        replicas=1,
+        batch_s=0.01,
+    ),
+    faults_s=2.0,
+    rules=Rules(lone_job="producer-1-0.plain"),
+)
+"""One tenant submits ten thousand jobs, another one."""
+
+CI: Final = (MIXED, REPLICAS, ROUTERS, REDIS, ZOMBIES, POISON, WISHES, FAIRNESS)
+
+_LONG: Final = replace(
+    MIXED,
+    name="soak",
+    topology=Topology(
+        producers=tuple(replace(traffic, trims=True, in_flight=1024) for traffic in _TWO_TENANTS), retention_s=30.0
+    ),
+    baseline_s=10.0,
+    calm_s=12.0,
+    drain_s=120.0,
+    settle_s=40.0,
+    rules=replace(MIXED.rules, throughput_ratio=0.8, memory_ratio=2.0),
+)
+"""The same for long. Answers are deleted once they are written down, and all else goes half a minute later."""
+
+SOAK: Final = (_LONG, *CI[1:])
+
+
+def short_mix(faults_s: float) -> Scenario:
+    """The mixed scenario, with its faults as dense and `faults_s` long."""
+    factor = faults_s / MIXED.faults_s
+    faults = {kind: max(1, round(count * factor)) for kind, count in MIXED.faults.items()}
+    rules = replace(MIXED.rules, throughput_ratio=0.0)
+    return replace(MIXED, name="short mix", faults=faults, faults_s=faults_s, baseline_s=0.5, calm_s=0.5, rules=rules)
