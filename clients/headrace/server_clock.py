@@ -11,15 +11,20 @@ import time
 
 import redis.asyncio
 
-from headrace.connection import execute, translated
+from headrace.connection import execute_near, translated
 
 __all__ = ["ServerClock"]
 
 
 class ServerClock:
-    """Seconds since the epoch, on the server. Until the first `look`, this machine's own time."""
+    """Seconds since the epoch, on the server. Until the first `look`, this machine's own time.
 
-    def __init__(self) -> None:
+    Args:
+        near: a key; of a cluster, the node that has it is the one whose clock counts.
+    """
+
+    def __init__(self, near: str = "") -> None:
+        self._near = near
         self._offset_s = time.time() - time.monotonic()
 
     def now_s(self) -> float:
@@ -38,7 +43,7 @@ class ServerClock:
         """
         before = time.monotonic()
         async with translated("asking the server for its time"):
-            seconds, microseconds = await execute(client, "TIME")
+            seconds, microseconds = await execute_near(client, self._near, "TIME")
         middle = (before + time.monotonic()) / 2
         self._offset_s = _seconds(seconds, microseconds) - middle
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from headrace import scripts
 from headrace.connection import commands
 from headrace.errors import DecodeError, FailureCode, RedisError
+from headrace.keys import keys_of
 from headrace.messages import Batch, BatchOutcome, Fate, LaneEntry
 from headrace.registry import register
 from headrace.scripts import Reaped
@@ -74,7 +75,7 @@ class ModelRouter:
         self.held = HeldJobs()
         self.estimate = TokenEstimate()
         self._credit = CreditPolicy(batch_jobs=policy.forming.max_jobs)
-        self._clock = ServerClock()
+        self._clock = ServerClock(keys_of(model).prefix)
         self._redis = commands(url)
         self._pool = pool
         self._ender = Ender(model, self._redis, self.counts, spawn=self._spawn, let_go=self._let_go)
