@@ -133,17 +133,16 @@ class Replica:
 
     def _compute(self, tasks: Sequence[_Task], now_ms: int, received_s: float) -> float:
         """Run what can be run; returns the seconds it took."""
-        now_ms += int((time.monotonic() - received_s) * 1000)
-        for task in tasks:
-            if task.item is not None and 0 < task.envelope.deadline_ms <= now_ms:
-                task.item, task.error = None, _expired()
-        runnable = [task for task in tasks if task.item is not None]
+        clock_ms = now_ms - received_s * 1000
         started_s = time.monotonic()
-        if runnable:
-            self._run_engine(runnable)
+        self._run_engine(tasks, clock_ms)
         return time.monotonic() - started_s
 
-    def _run_engine(self, tasks: Sequence[_Task]) -> None:
+    def _run_engine(self, tasks: Sequence[_Task], clock_ms: float) -> None:
+        """Run jobs together, or one by one if that fails; `clock_ms` is the server's clock less the monotonic one."""
+        tasks = _in_time(tasks, clock_ms)
+        if not tasks:
+            return
         try:
             outputs = self.engine.run([task.item for task in tasks if task.item is not None])
             if len(outputs) != len(tasks):
@@ -152,7 +151,7 @@ class Replica:
             if len(tasks) > 1:
                 log.warning("a batch of %d failed (%r); its jobs run one by one", len(tasks), error)
                 for task in tasks:
-                    self._run_engine([task])
+                    self._run_engine([task], clock_ms)
                 return
             log.exception("job %s failed alone", tasks[0].envelope.job_id)
             outputs = [_failed(error)]
@@ -207,6 +206,15 @@ class Replica:
         self._preparing.shutdown()
         self._computing.shutdown()
         await self._redis.aclose()
+
+
+def _in_time(tasks: Sequence[_Task], clock_ms: float) -> list[_Task]:
+    """The jobs that can run and whose deadlines have not passed; the others of them expire."""
+    now_ms = clock_ms + time.monotonic() * 1000
+    for task in tasks:
+        if task.item is not None and 0 < task.envelope.deadline_ms <= now_ms:
+            task.item, task.error = None, _expired()
+    return [task for task in tasks if task.item is not None]
 
 
 def _failed(error: Exception) -> ItemError:

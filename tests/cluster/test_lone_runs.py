@@ -1,0 +1,39 @@
+"""A batch that raises is run again job by job: what that must not change."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from headrace import AsyncClient, Job, Status
+from headrace_workers.engines.base import Prepared
+from support.bad_days import RecordingEngine
+from support.service import PlainService
+
+MODEL = "together"
+
+
+class LonelyEngine(RecordingEngine):
+    """Raises for every batch of several jobs, and takes its time with each one."""
+
+    def run(self, items: Sequence[Prepared]) -> list[Any]:
+        if len(items) > 1:
+            raise RuntimeError("one at a time")
+        time.sleep(0.2)
+        return super().run(items)
+
+
+async def test_a_job_expires_while_those_before_it_run_alone(redis_url: str) -> None:
+    engine = LonelyEngine()
+    async with AsyncClient(redis_url) as client:
+        async with PlainService(redis_url, MODEL):
+            pass
+        receipts = await client.submit_many([Job(model=MODEL, input=n, priority="high") for n in range(3)])
+        late = await client.submit(Job(model=MODEL, input="late", deadline_s=0.5))
+        async with PlainService(redis_url, MODEL, engine, consumer="second life"):
+            results = await asyncio.gather(*(client.result(receipt, timeout_s=5) for receipt in (*receipts, late)))
+
+    assert [result.status for result in results] == [Status.OK, Status.OK, Status.OK, Status.EXPIRED]
+    assert engine.ran == [0, 1, 2]
