@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from headrace.answers import give_back, write_answers
 from headrace.codec import MAX_PAYLOAD_BYTES
@@ -38,6 +38,8 @@ __all__ = ["Replica"]
 
 log = logging.getLogger("headrace.replica")
 
+_CLOCK_KEPT_S: Final = 60.0
+
 
 @dataclass(slots=True)
 class _Task:
@@ -48,6 +50,27 @@ class _Task:
     item: Prepared | None = None
     output: Any = None
     error: ItemError | None = None
+
+
+class _HeardClock:
+    """The server's clock as messages tell it, in seconds; `at_s` is this process's monotonic time.
+
+    Each message says when it was sent. One that lay somewhere on its way, in a process that was stopped
+    perhaps, tells less than an earlier one that came at once.
+    """
+
+    def __init__(self) -> None:
+        self._offset_s = float("-inf")
+        self._heard_s = float("-inf")
+
+    def hear(self, sent_s: float, at_s: float) -> None:
+        """A message that was sent at `sent_s` came in. What others told is forgotten after a while: clocks are set."""
+        if sent_s - at_s >= self._offset_s or at_s - self._heard_s > _CLOCK_KEPT_S:
+            self._offset_s, self._heard_s = sent_s - at_s, at_s
+
+    def now_s(self, at_s: float) -> float:
+        """The time on the server."""
+        return at_s + self._offset_s
 
 
 class Replica:
@@ -63,6 +86,7 @@ class Replica:
         self.model = model
         self.engine = engine
         self._redis = commands(redis_url)
+        self._clock = _HeardClock()
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="headrace-prepare")
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="headrace-compute")
 
@@ -72,9 +96,10 @@ class Replica:
         Returns only when every answer is in Redis, however long Redis takes to come back.
         """
         loop = asyncio.get_running_loop()
-        batch, received_s = Batch.from_bytes(message), time.monotonic()
+        batch = Batch.from_bytes(message)
+        self._clock.hear(batch.now_ms / 1000, time.monotonic())
         tasks = await loop.run_in_executor(self._preparing, self._prepare, batch)
-        run_s = await loop.run_in_executor(self._computing, self._compute, tasks, batch.now_ms, received_s)
+        run_s = await loop.run_in_executor(self._computing, self._compute, tasks)
         answers = await loop.run_in_executor(self._preparing, self._answers, batch, tasks, run_s)
         return BatchOutcome(
             fates=await self._write(answers),
@@ -131,16 +156,15 @@ class Replica:
 
     # -- computing --------------------------------------------------------------------------------------
 
-    def _compute(self, tasks: Sequence[_Task], now_ms: int, received_s: float) -> float:
+    def _compute(self, tasks: Sequence[_Task]) -> float:
         """Run what can be run; returns the seconds it took."""
-        clock_ms = now_ms - received_s * 1000
         started_s = time.monotonic()
-        self._run_engine(tasks, clock_ms)
+        self._run_engine(tasks)
         return time.monotonic() - started_s
 
-    def _run_engine(self, tasks: Sequence[_Task], clock_ms: float) -> None:
-        """Run jobs together, or one by one if that fails; `clock_ms` is the server's clock less the monotonic one."""
-        tasks = _in_time(tasks, clock_ms)
+    def _run_engine(self, tasks: Sequence[_Task]) -> None:
+        """Run jobs together, or one by one if that fails."""
+        tasks = _in_time(tasks, self._clock.now_s(time.monotonic()) * 1000)
         if not tasks:
             return
         try:
@@ -151,7 +175,7 @@ class Replica:
             if len(tasks) > 1:
                 log.warning("a batch of %d failed (%r); its jobs run one by one", len(tasks), error)
                 for task in tasks:
-                    self._run_engine([task], clock_ms)
+                    self._run_engine([task])
                 return
             log.exception("job %s failed alone", tasks[0].envelope.job_id)
             outputs = [_failed(error)]
@@ -208,9 +232,8 @@ class Replica:
         await self._redis.aclose()
 
 
-def _in_time(tasks: Sequence[_Task], clock_ms: float) -> list[_Task]:
+def _in_time(tasks: Sequence[_Task], now_ms: float) -> list[_Task]:
     """The jobs that can run and whose deadlines have not passed; the others of them expire."""
-    now_ms = clock_ms + time.monotonic() * 1000
     for task in tasks:
         if task.item is not None and 0 < task.envelope.deadline_ms <= now_ms:
             task.item, task.error = None, _expired()

@@ -1,4 +1,4 @@
-"""A batch that raises is run again job by job: what that must not change."""
+"""A job is not started after its deadline, whatever kept its batch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from headrace import AsyncClient, Job, Status
+from headrace.messages import Batch, LaneEntry
 from headrace_workers.engines.base import Prepared
+from headrace_workers.replica import Replica
 from support.bad_days import RecordingEngine
+from support.raw import envelope
 from support.service import PlainService
 
 MODEL = "together"
@@ -37,3 +40,16 @@ async def test_a_job_expires_while_those_before_it_run_alone(redis_url: str) -> 
 
     assert [result.status for result in results] == [Status.OK, Status.OK, Status.OK, Status.EXPIRED]
     assert engine.ran == [0, 1, 2]
+
+
+async def test_a_message_that_lay_on_its_way_does_not_turn_back_the_clock(redis_url: str) -> None:
+    """A router that was stopped between forming a batch and sending it says when it formed it, not what time it is."""
+    engine = RecordingEngine()
+    replica = Replica(MODEL, engine, redis_url=redis_url)
+    now_ms = 1_700_000_000_000
+    payload = bytes.fromhex("81a5696e70757401")
+    late = LaneEntry(1, "1-1", envelope("late", deadline=now_ms + 100), payload)
+    await replica.run(Batch(MODEL, now_ms + 5000, []).to_bytes())
+    await replica.run(Batch(MODEL, now_ms, [late]).to_bytes())
+    await replica.close()
+    assert engine.ran == []
