@@ -17,6 +17,7 @@ from headrace_workers.engines.base import EngineInfo, ItemError, Prepared
 __all__ = ["ChaosEngine"]
 
 _SLOW_S: Final = 0.1
+_CANCELLED_S: Final = 0.02
 _HANG_S: Final = 600.0
 _MEAL_BYTES: Final = 16 << 20
 
@@ -77,7 +78,7 @@ class ChaosEngine:
         return "example-0.plain", {}
 
 
-_TAKES_S: Final = {Wish.SLOW: _SLOW_S, Wish.CANCEL: _SLOW_S, Wish.HANG: _HANG_S}
+_TAKES_S: Final = {Wish.SLOW: _SLOW_S, Wish.CANCEL: _CANCELLED_S, Wish.HANG: _HANG_S}
 
 
 def _eat() -> None:

@@ -18,9 +18,9 @@ _COMMANDS: Final = ("submit", "complete", "retry", "cancel", "reap", "sweep", "X
 """Whose replies are dropped: every script, and the reads."""
 
 _OF_ALL: Final = {
-    Wish.SLOW: 0.003,
+    Wish.SLOW: 0.001,
     Wish.REFUSE: 0.01,
-    Wish.RAISE: 0.001,
+    Wish.RAISE: 0.0003,
     Wish.FLAKY: 0.005,
     Wish.KILL: 0.0002,
     Wish.EAT: 0.0002,
@@ -77,7 +77,11 @@ REDIS: Final = Scenario(
 )
 
 ZOMBIES: Final = Scenario(
-    name="zombies", faults={FaultKind.STOP_ROUTER: 3, FaultKind.STOP_REPLICA: 2}, faults_s=9.0, calm_s=1.0
+    name="zombies",
+    topology=Topology(producers=(Traffic(mix={Wish.DEADLINE: 0.2}), Traffic())),
+    faults={FaultKind.STOP_ROUTER: 3, FaultKind.STOP_REPLICA: 2},
+    faults_s=9.0,
+    calm_s=1.0,
 )
 """Routers and replicas that sleep for longer than a lease, and then go on with what others have done since."""
 
