@@ -29,6 +29,7 @@ def service() -> Iterator[LocalService]:
                     "engine": {"kind": "custom", "target": "support.engines:FragileEngine"},
                     "pools": [{"name": "one", "cpus": 0.5}, {"name": "two", "cpus": 0.5}],
                     "batching": {"max_jobs": 4},
+                    "call_timeout_s": 5,
                 },
             }
         }

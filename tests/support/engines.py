@@ -16,7 +16,8 @@ __all__ = ["FragileEngine"]
 class FragileEngine:
     """Answers with its process id, after what the input asks for.
 
-    `raise`: the whole batch raises. `refuse`: an item error. `sleep:SECONDS`: takes its time first.
+    `raise`: the whole batch raises. `refuse`: an item error. `sleep:SECONDS`: takes its time first. `die`: the
+    process ends. `hang`: it never comes back.
     """
 
     def __init__(self, variant: str = "fragile", example: str = "hello") -> None:
@@ -32,6 +33,10 @@ class FragileEngine:
     def _answer(self, wish: str) -> Any:
         if wish == "raise":
             raise RuntimeError("as asked")
+        if wish == "die":
+            os._exit(1)
+        if wish == "hang":
+            time.sleep(3600)
         if wish == "refuse":
             return ItemError(FailureCode.INVALID_INPUT, "as asked")
         if wish.startswith("sleep:"):
