@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,10 +93,12 @@ class Cluster:
         self._early_deaths: dict[int, int] = {}
         self._rebirths: set[asyncio.Task[None]] = set()
         self._birth = asyncio.Lock()
+        # One thread for all of its lives: the server dies with the thread that started it.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="chaos-server")
 
     async def __aenter__(self) -> Self:
         try:
-            self.server.start()
+            await self.start_server()
             for proxy in self.proxies.values():
                 await proxy.__aenter__()
             await self._nursery.start()
@@ -134,7 +137,12 @@ class Cluster:
         with suppress(Exception):
             await self.redis.aclose()
         self.server.kill()
+        self._starter.shutdown()
         self.history.close()
+
+    async def start_server(self) -> None:
+        """Start the server on what it left; loading that may take its time, which is everybody else's too."""
+        await asyncio.get_running_loop().run_in_executor(self._starter, self.server.start)
 
     # -- births and deaths ------------------------------------------------------------------------------
 
@@ -240,4 +248,4 @@ def _send(pid: int, number: signal.Signals) -> bool:
     return True
 
 
-_SERVER_OPTIONS: Final = {"auto-aof-rewrite-min-size": "64mb", "aof-load-truncated": "yes"}
+_SERVER_OPTIONS: Final = {"auto-aof-rewrite-min-size": "4mb", "aof-load-truncated": "yes"}

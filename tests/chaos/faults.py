@@ -67,7 +67,7 @@ class Tormentor:
             if self._cluster.broken == "lost_tail":
                 self._lose_tail()
             await asyncio.sleep(fault.lasts_s)
-            self._cluster.server.start()
+            await self._cluster.start_server()
             self._cluster.history.note("redis.up")
         return "redis"
 

@@ -136,7 +136,9 @@ class _Producer:
             return []
         first = self._memory.next_number
         self._memory.next_number += at_once
-        return [self._id(number) for number in range(first, first + at_once)]
+        jobs = [self._id(number) for number in range(first, first + at_once)]
+        self._memory.unanswered.update(jobs)
+        return jobs
 
     def _id(self, number: int) -> str:
         """A number's wish is drawn from the seed: it is the same in each life."""
@@ -145,7 +147,6 @@ class _Producer:
 
     async def _hand_over(self, jobs: Sequence[str]) -> None:
         """Submit jobs until each of them is acknowledged."""
-        self._memory.unanswered.update(jobs)
         pending = list(jobs)
         while pending:
             self._history.note("submit.invoke", jobs=pending)
