@@ -28,7 +28,7 @@ demo: install ## quantize a real model, serve it and embed real texts through it
 	$(BIN)/headrace demo
 
 test: install ## run every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: install ## formatting, style, types and the import rule
 	$(BIN)/ruff format --check .

@@ -7,10 +7,23 @@ from typing import cast
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from headrace.keys import GROUP, MODELS, keys_of
 from headrace_cluster.embedded import EmbeddedServer
 from support.service import PlainService
+
+
+# A shared machine may be slow at any moment, which says nothing about the code.
+settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("headrace")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the run: what starts whole clusters stays together in one of them."""
+    for item in items:
+        if item.path.parent.name in ("ray", "chaos"):
+            item.add_marker(pytest.mark.xdist_group("clusters"))
 
 
 @pytest.fixture(scope="session")

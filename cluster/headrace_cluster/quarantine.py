@@ -52,7 +52,7 @@ class Quarantine:
 
     @property
     def shunned(self) -> str | None:
-        """The replica on which the next group should not run, where there is another: it may be to blame itself."""
+        """The replica on which the next group should not run, if another is idle: it may be to blame itself."""
         return self._groups[0][0].failed_on if self._groups and len(self._groups[0]) == 1 else None
 
     def take(self) -> list[WaitingJob]:

@@ -78,13 +78,14 @@ class SlotLedger:
 
         Args:
             now_s: the time.
-            shunned: a replica to take only if there is no other.
+            shunned: a replica to take only if no other is idle.
         """
-        present = [(name == shunned, r.taken, name) for name, r in self._replicas.items() if self._works(r, now_s)]
+        present = {name: r.taken for name, r in self._replicas.items() if self._works(r, now_s)}
         if not present:
             return None
-        _, taken, name = min(present)
-        if taken == 0 or self._reserved not in [name for *_, name in present]:
+        name = min(present, key=lambda name: (present[name] > 0, name == shunned, present[name], name))
+        taken = present[name]
+        if taken == 0 or self._reserved not in present:
             self._reserved = name
         return Slot(name, idle=True, alone=True) if taken == 0 else None
 

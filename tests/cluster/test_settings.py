@@ -77,7 +77,7 @@ def test_the_environment_reaches_every_level(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_environment_finds_models_whatever_their_names_look_like(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables have neither small letters nor dashes nor dots."""
-    monkeypatch.setenv("HEADRACE_MODELS__ALL_MINILM_V1_5__MAX_ATTEMPTS", "9")
+    monkeypatch.setenv("HEADRACE_MODELS__ALL_MINILM_V1_5__LONE_FAILURES", "9")
     config = load_config({"models": {"All-MiniLM-v1.5": {"engine": {"kind": "echo"}}}})
     assert config.models["All-MiniLM-v1.5"].lone_failures == 9
 
@@ -135,7 +135,7 @@ def test_unknown_keys(content: dict[str, Any], said: str) -> None:
         ("HEADRACE_COLOUR", "red", "known are HEADRACE_MODELS, HEADRACE_REDIS, HEADRACE_REDIS_URL, HEADRACE_ROUTER"),
         ("HEADRACE_ROUTER__REPLICA", "1", "router.replica: there is no such key; did you mean replicas?"),
         ("HEADRACE_ROUTER__REPLICAS__X", "1", "router.replicas: Input should be a valid integer"),
-        ("HEADRACE_MODELS__ECH0__MAX_ATTEMPTS", "1", "models.ech0.engine: is missing"),
+        ("HEADRACE_MODELS__ECH0__LONE_FAILURES", "1", "models.ech0.engine: is missing"),
         ("HEADRACE_MODELS__ECHO__POOLS__2__CPUS", "1", "there is no 2 in models.echo.pools"),
         ("HEADRACE_MODELS__ECHO__POOLS__CPUS", "1", "there is no 'CPUS' in models.echo.pools"),
     ],
