@@ -108,7 +108,8 @@ def _connect(url: str, *, timeout_s: float, retries: int, node: _Node) -> redis.
             case "single":
                 return node(_pool(kind, options, *server.hosts), retries=retries)
             case "sentinel":
-                return node(_watched_pool(server, kind, options), retries=retries)
+                # A client that keeps to one connection would reconnect to where the master was, and ask nobody.
+                return node(_watched_pool(server, kind, options), retries=retries, single=False)
             case "cluster":
                 connect = partial(_connect_node, kind, options, node)
                 first = _pool(kind, options, server.hosts[0])
