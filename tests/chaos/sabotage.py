@@ -67,6 +67,10 @@ SABOTAGES: Final[Mapping[str, Callable[[], None]]] = {
     "forgotten_tenant": Patch(
         scripts.COMPLETE, "if redis.call('HINCRBY', prefix .. 'ten', tenant, -count) <= 0 then", "if false then"
     ),
+    "eternal_records": Patch(
+        scripts.COMPLETE, "finished .. envelope,\n      'PX', retention)", "finished .. envelope)"
+    ),
+    "lying_cancel": Patch(scripts.CANCEL, "return request(id, record, state, rest)", "return 1"),
     "robbed_living": Patch(scripts.REAP, "redis.call('EXISTS', prefix .. 'hb:' .. name) == 0", "true"),
     "lost_tail": lambda: None,  # it is the server that is broken: `faults.Tormentor` cuts what was not synced
 }

@@ -1,0 +1,43 @@
+"""A short run of everything at once; `make chaos` and `make soak` are the long ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chaos.__main__ import main
+from chaos.plan import FaultKind
+from chaos.report import figures_of, line, summary
+from chaos.scenario import run_scenario
+from chaos.scenarios import short_mix
+
+SEED = 11
+
+
+@pytest.mark.slow
+async def test_nothing_is_lost_and_nothing_doubled_whatever_is_done(tmp_path: Path) -> None:
+    outcome = await run_scenario(short_mix(8.0), seed=SEED, keep=tmp_path)
+
+    assert outcome.violations == []
+    figures = figures_of(outcome)
+    assert figures.acknowledged == figures.answered > 1000
+    assert figures.lost == figures.doubled == 0
+    assert figures.redis_kills >= 2
+    assert figures.router_kills >= 2
+    assert figures.replica_kills >= 2
+    assert figures.dropped_replies >= 5
+    assert figures.audits > 10
+    assert set(outcome.done) == set(FaultKind)
+
+    told = summary([outcome], mode="test", seed=SEED, server="", duration_s=outcome.duration_s)
+    assert json.loads(json.dumps(told))["lost"] == 0
+    assert "LOST 0 dup 0" in line(outcome)
+
+
+def test_the_plan_can_be_seen_beforehand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--plan", "--seed", "3", "--only", "mixed"]) == 0
+    said = capsys.readouterr().out
+    assert "kill_redis" in said
+    assert said.count("\n") > 100
