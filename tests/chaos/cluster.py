@@ -99,18 +99,21 @@ class Cluster:
     async def __aenter__(self) -> Self:
         try:
             await self.start_server()
-            for proxy in self.proxies.values():
+            for proxy in set(self.proxies.values()):
                 await proxy.__aenter__()
             await self._nursery.start()
-            for n in range(self.topology.replicas):
-                await self._add("replica", n)
-            for n in range(self.topology.routers):
-                await self._add("router", n)
-            await eventually(self._is_ready, within_s=20)
+            await self._start_service()
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
         return self
+
+    async def _start_service(self) -> None:
+        for n in range(self.topology.replicas):
+            await self._add("replica", n)
+        for n in range(self.topology.routers):
+            await self._add("router", n)
+        await eventually(self._is_ready, within_s=20)
 
     async def _is_ready(self) -> bool:
         sockets = len(list((self.directory / "replicas").glob("*.sock")))
@@ -131,7 +134,8 @@ class Cluster:
         for task in self._rebirths:
             task.cancel()
         await self._nursery.close()
-        for proxy in self.proxies.values():
+        await self._stop_service()
+        for proxy in set(self.proxies.values()):
             with suppress(AssertionError):  # it was never started
                 await proxy.__aexit__(None, None, None)
         with suppress(Exception):
@@ -143,6 +147,9 @@ class Cluster:
     async def start_server(self) -> None:
         """Start the server on what it left; loading that may take its time, which is everybody else's too."""
         await asyncio.get_running_loop().run_in_executor(self._starter, self.server.start)
+
+    async def _stop_service(self) -> None:
+        """Routers and replicas went with the nursery."""
 
     # -- births and deaths ------------------------------------------------------------------------------
 
@@ -237,7 +244,7 @@ class Cluster:
     @property
     def dropped_replies(self) -> int:
         """How many replies were executed and never told."""
-        return sum(proxy.dropped for proxy in self.proxies.values())
+        return sum(proxy.dropped for proxy in set(self.proxies.values()))
 
 
 def _send(pid: int, number: signal.Signals) -> bool:

@@ -70,7 +70,7 @@ def figures_of(outcome: Outcome) -> Figures:
         doubled=len(doubled(record)),
         unexpected=sum(bool(trace.terminals) and not trace.invoked_ns for trace in traces),
         recovered=sum(trace.unknown and bool(trace.terminals) for trace in traces),
-        replica_kills=deaths,
+        replica_kills=max(deaths, done[FaultKind.KILL_REPLICA]),
         router_kills=done[FaultKind.KILL_ROUTER],
         redis_kills=sum(done[kind] for kind in _REDIS_KILLS),
         producer_kills=done[FaultKind.KILL_PRODUCER],

@@ -19,6 +19,7 @@ from chaos.history import read_histories
 from chaos.observation import final_state, sample_audit, sample_memory
 from chaos.plan import FaultKind, Targets, make_plan, spread
 from chaos.record import FinalState, Record
+from chaos.serve_cluster import ServeCluster
 from headrace.tasks import end_task
 
 __all__ = ["Outcome", "Scenario", "run_scenario"]
@@ -44,6 +45,8 @@ class Scenario:
     """How long to wait after the drain until what is kept for a while is gone."""
     commands: tuple[str, ...] = ("submit", "complete", "XREADGROUP")
     rules: Rules = field(default_factory=Rules)
+    served: bool = False
+    """Whether the real Serve application is run, and not routers and replicas as plain processes."""
 
 
 @dataclass(slots=True)
@@ -74,7 +77,8 @@ async def run_scenario(
     directory = keep or Path(tempfile.mkdtemp(prefix="headrace-chaos-"))
     started_s = time.monotonic()
     try:
-        async with Cluster(directory, scenario.topology, seed=seed, broken=broken) as cluster:
+        kind = ServeCluster if scenario.served else Cluster
+        async with kind(directory, scenario.topology, seed=seed, broken=broken) as cluster:
             run = _Run(scenario, cluster, seed, factor)
             final, unfinished = await run.play()
             dropped = cluster.dropped_replies

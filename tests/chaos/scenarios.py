@@ -128,7 +128,22 @@ FAIRNESS: Final = Scenario(
 )
 """One tenant submits ten thousand jobs, another one."""
 
-CI: Final = (MIXED, REPLICAS, ROUTERS, REDIS, ZOMBIES, POISON, WISHES, FAIRNESS)
+SERVE: Final = Scenario(
+    name="serve",
+    topology=Topology(producers=(Traffic(mix={Wish.REFUSE: 0.01}),), routers=2, replicas=2, batch_s=0.02),
+    faults={
+        FaultKind.KILL_REPLICA: 3,
+        FaultKind.KILL_ROUTER: 2,
+        FaultKind.KILL_REDIS: 1,
+        FaultKind.DROP_REPLY: 6,
+        FaultKind.CUT: 1,
+    },
+    faults_s=12.0,
+    served=True,
+)
+"""The real Serve application, its actors killed by their process ids."""
+
+CI: Final = (MIXED, REPLICAS, ROUTERS, REDIS, ZOMBIES, POISON, WISHES, FAIRNESS, SERVE)
 
 _LONG: Final = replace(
     MIXED,

@@ -1,0 +1,113 @@
+"""A cluster whose routers and replicas are the actors of the real Serve application, on a Ray of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from chaos.cluster import Cluster, Topology
+from chaos.orders import MODEL
+
+__all__ = ["ServeCluster"]
+
+_TITLES: Final = {"router": "ray::ServeReplica:headrace:router", "replica": f"ray::ServeReplica:headrace:{MODEL}@cpu"}
+"""How Ray names the processes, in the table of processes."""
+
+
+class ServeCluster(Cluster):
+    """Serve brings back who dies. Everything between it and Redis goes through one proxy."""
+
+    def __init__(self, directory: Path, topology: Topology, *, seed: int = 0, broken: str = "") -> None:
+        super().__init__(directory, topology, seed=seed, broken=broken)
+        self.proxies["replicas"] = self.proxies["routers"]
+        self._service: Any = None
+        # Ray is used from one thread, so that proxies go on in this one meanwhile.
+        self._ray = ThreadPoolExecutor(1, thread_name_prefix="chaos-serve")
+
+    async def _start_service(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._ray, self._serve)
+
+    def _serve(self) -> None:
+        from headrace_cluster.local import LocalService
+        from headrace_cluster.settings import load_config
+
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # actors import the engine from here
+        service = LocalService(load_config(self._config()))
+        service.__enter__()
+        self._service = service
+
+    def _config(self) -> dict[str, Any]:
+        topology = self.topology
+        options = {"directory": str(self.directory), "batch_s": topology.batch_s}
+        return {
+            "redis_url": self.proxies["routers"].url,
+            "models": {
+                MODEL: {
+                    "engine": {"kind": "custom", "target": "chaos.served_engine:ServedEngine", "options": options},
+                    "pools": [{"name": "cpu", "replicas": topology.replicas, "cpus": 0.5}],
+                    "batching": {"max_jobs": topology.batch_jobs},
+                    "limits": {"retention_s": topology.retention_s, "lane_capacity": topology.lane_capacity},
+                    "call_timeout_s": topology.call_timeout_s,
+                }
+            },
+            "router": {"replicas": topology.routers, "cpus": 0.5},
+        }
+
+    async def _stop_service(self) -> None:
+        service, self._service = self._service, None
+        if service is not None:
+            await asyncio.get_running_loop().run_in_executor(self._ray, service.__exit__, None, None, None)
+        self._ray.shutdown()
+
+    def life_of(self, name: str) -> str:
+        """One of the actors that there are now; a life is its role and its process."""
+        role, _, number = name.partition("-")
+        if role == "producer":
+            return super().life_of(name)
+        pids = self.pids(role)
+        return f"{role}-{pids[int(number) % len(pids)]}" if pids else ""
+
+    def signal(self, life: str, number: signal.Signals) -> bool:
+        """Send a signal to an actor's process."""
+        role, _, pid = life.partition("-")
+        if role == "producer":
+            return super().signal(life, number)
+        if int(pid) not in self.pids(role):
+            return False
+        os.kill(int(pid), number)
+        return True
+
+    def pids(self, role: str) -> list[int]:
+        """The processes of an actor class, among all that this process has started."""
+        if role == "producer":
+            return super().pids(role)
+        return sorted(pid for pid in _family(os.getpid()) if _title(pid).startswith(_TITLES[role]))
+
+
+def _family(ancestor: int) -> Iterator[int]:
+    """All living descendants of a process."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it ended as we looked
+            continue
+    for pid in parents:
+        at = pid
+        while at in parents and at != ancestor:
+            at = parents[at]
+        if at == ancestor:
+            yield pid
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").rstrip("\0 ")
+    except OSError:
+        return ""
