@@ -13,7 +13,6 @@ from headrace.keys import GROUP, MODELS, keys_of
 from headrace_cluster.embedded import EmbeddedServer
 from support.service import PlainService
 
-
 # A shared machine may be slow at any moment, which says nothing about the code.
 settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("headrace")

@@ -187,3 +187,11 @@ async def test_bad_input_is_refused_before_anything_is_sent(
     assert says in ran.err
     assert says in ran.last["error"]["message"]
     assert (await headrace("status", "by-hand", "--json")).last["submitted"] == 0
+
+
+async def test_attempts_are_asked_for(by_hand: HandService, headrace: Run) -> None:
+    """One is what every job has; more go with the job."""
+    await headrace("submit", "by-hand", "x", "--attempts", "3", "--no-wait")
+    await headrace("submit", "by-hand", "y", "--no-wait")
+    words = [entry.envelope.retry for entry in await by_hand.take()]
+    assert words == ["3,1000,60000,engine_failed+pool_failed", "-"]

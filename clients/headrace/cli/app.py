@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
 from headrace._version import __version__
+from headrace.cli.acl import acl
 from headrace.cli.batch import batch
 from headrace.cli.cancel import cancel
 from headrace.cli.dlq import dlq
@@ -111,7 +112,7 @@ def application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_global_options)
-    for command in (submit, results, status, cancel, batch):
+    for command in (submit, results, status, cancel, batch, acl):
         app.command()(command)
     app.add_typer(dlq, name="dlq")
     return app

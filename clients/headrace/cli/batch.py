@@ -20,7 +20,18 @@ from headrace.cli.batch_input import BatchInput, JobOptions
 from headrace.cli.batch_output import BatchOutput
 from headrace.cli.batch_run import BatchRun, RunOptions
 from headrace.cli.batch_state import BatchIdentity
-from headrace.cli.options import AsJson, Model, Params, Priority, RedisUrl, Tenant, finite, parse_params
+from headrace.cli.options import (
+    AsJson,
+    Attempts,
+    Model,
+    Params,
+    Priority,
+    RedisUrl,
+    Tenant,
+    finite,
+    parse_params,
+    retry_policy,
+)
 from headrace.cli.output import CommandError, Exit, InterruptError, Output
 from headrace.cli.preflight import require_model
 from headrace.cli.rendering import TensorFormat
@@ -55,6 +66,7 @@ class _Plan:
     files: BatchOutput
     priority: str
     tenant: str
+    attempts: int
     options: RunOptions
     restart: bool
 
@@ -69,6 +81,7 @@ def batch(
     param: Params = None,
     priority: Priority = "normal",
     tenant: Tenant = "default",
+    attempts: Attempts = 1,
     tensors: _Tensors = TensorFormat.LIST,
     timeout_s: _Timeout = 300.0,
     restart: _Restart = False,
@@ -92,7 +105,9 @@ def batch(
         model=model, params=params, tensors=tensors, input_bytes=source.size_bytes, input_sha256=source.sha256
     )
     files, options = BatchOutput(output_path, errors, state), RunOptions(in_flight=in_flight, timeout_s=timeout_s)
-    return _run(_Plan(redis_url, identity, source, files, priority, tenant, options, restart), Output(as_json=as_json))
+    return _run(
+        _Plan(redis_url, identity, source, files, priority, tenant, attempts, options, restart), Output(as_json=as_json)
+    )
 
 
 def _refuse_bad_paths(*paths: Path) -> None:
@@ -132,7 +147,12 @@ async def _run_batch(plan: _Plan, output: Output) -> dict[str, Any]:
                 source,
                 files,
                 job_options=JobOptions(
-                    plan.identity.model, plan.identity.params, plan.priority, plan.tenant, files.state.inbox
+                    plan.identity.model,
+                    plan.identity.params,
+                    plan.priority,
+                    plan.tenant,
+                    files.state.inbox,
+                    retry_policy(plan.attempts),
                 ),
                 tensors=plan.identity.tensors,
                 options=plan.options,

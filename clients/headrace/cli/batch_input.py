@@ -20,6 +20,7 @@ from headrace.codec import MAX_PAYLOAD_BYTES, pack
 from headrace.errors import DecodeError, InvalidJobError
 from headrace.messages.job import Job
 from headrace.messages.payload import pack_payload
+from headrace.messages.retry import RetryPolicy
 
 __all__ = ["BatchInput", "JobOptions", "LineCode", "LineError", "RawLine", "parse_id", "parse_job"]
 
@@ -76,6 +77,7 @@ class JobOptions:
     priority: str
     tenant: str
     inbox: str
+    retry: RetryPolicy | None = None
 
 
 class BatchInput:
@@ -217,6 +219,7 @@ def parse_job(fields: dict[str, object], job_id: str, options: JobOptions) -> Jo
             priority=options.priority,
             tenant=options.tenant,
             inbox=options.inbox,
+            retry=options.retry,
         )
     except InvalidJobError as error:
         raise LineError(LineCode.INVALID_JOB, str(error)) from None

@@ -9,8 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from headrace.messages.job import PRIORITIES
+from headrace.messages.retry import RetryPolicy
 
-__all__ = ["AsJson", "Model", "Params", "Priority", "RedisUrl", "Tenant", "finite", "parse_params"]
+__all__ = [
+    "AsJson",
+    "Attempts",
+    "Model",
+    "Params",
+    "Priority",
+    "RedisUrl",
+    "Tenant",
+    "finite",
+    "parse_params",
+    "retry_policy",
+]
 
 RedisUrl = Annotated[
     str | None,
@@ -31,12 +43,21 @@ Params = Annotated[
 Priority = Annotated[str, typer.Option("--priority", help="The lane: " + ", ".join(PRIORITIES) + ".")]
 Tenant = Annotated[str, typer.Option("--tenant", metavar="NAME", help="Whom the work is done for.")]
 
+Attempts = Annotated[
+    int, typer.Option("--attempts", min=1, max=100, help="How often to run a job at most if the engine or pool fails.")
+]
+
 
 def finite(value: float | None) -> float | None:
     """Refuse what is a number to Python and to nobody else."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is no length of time")
     return value
+
+
+def retry_policy(attempts: int) -> RetryPolicy | None:
+    """What `--attempts` asks for; one attempt is what every job has."""
+    return RetryPolicy(attempts=attempts) if attempts > 1 else None
 
 
 def parse_params(given: list[str] | None) -> dict[str, Any]:

@@ -11,7 +11,18 @@ from typing import Annotated, Any, Final
 import typer
 
 from headrace.aio import AsyncClient
-from headrace.cli.options import AsJson, Model, Params, Priority, RedisUrl, Tenant, finite, parse_params
+from headrace.cli.options import (
+    AsJson,
+    Attempts,
+    Model,
+    Params,
+    Priority,
+    RedisUrl,
+    Tenant,
+    finite,
+    parse_params,
+    retry_policy,
+)
 from headrace.cli.output import CommandError, Exit, Output, describe, report
 from headrace.cli.preflight import require_model
 from headrace.cli.rendering import render_result, result_fields
@@ -51,6 +62,7 @@ def submit(
     priority: Priority = "normal",
     deadline_s: _Deadline = None,
     tenant: Tenant = "default",
+    attempts: Attempts = 1,
     inbox: _Inbox = None,
     param: Params = None,
     wait: _Wait = True,
@@ -63,7 +75,8 @@ def submit(
     With --json, one object for each text, in order.
     """
     inputs = _inputs(texts or [])
-    options = {"priority": priority, "deadline_s": deadline_s, "tenant": tenant, "params": parse_params(param)}
+    options: dict[str, Any] = {"priority": priority, "deadline_s": deadline_s, "tenant": tenant, "params": parse_params(param)}
+    options["retry"] = retry_policy(attempts)
     if job_id is not None:
         if len(inputs) > 1:
             raise typer.BadParameter("an id names one job, and there are several texts", param_hint="--id")
