@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace import AsyncClient, Job, Result
+from headrace.errors import HeadraceError
 from headrace_cluster.bench.inprocess import Layout, Manner, embed_in_process, measure_in_process
 from headrace_cluster.bench.models import packaged_encoder
 from headrace_cluster.bench.serve_batch import measure_serve_batch
@@ -31,8 +32,6 @@ __all__ = ["E2ePlan", "E2eReport", "run_e2e"]
 
 _NAME: Final = "model"
 _IN_FLIGHT: Final = 1024
-_LAYOUTS: Final = (Layout(2, 1), Layout(1, 2))
-_MANNERS: Final[tuple[Manner, ...]] = ("packed", "packed_sorted")
 _LONGEST: Final = 1 << 20
 
 Say = Callable[[str], None]
@@ -47,6 +46,22 @@ class E2ePlan:
     padded_texts: int = 320
     """Of the fp32 padded loop, which is slow: this many from the middle of the texts."""
     serve_batch_texts: int = 1_000
+    layouts: tuple[Layout, ...] = (Layout(2, 1), Layout(1, 2))
+    """Of the others; the best of them counts."""
+    manners: tuple[Manner, ...] = ("packed", "packed_sorted")
+    """Of the limit, likewise."""
+
+    @classmethod
+    def quick(cls) -> E2ePlan:
+        """A short look, with the layout and the manner that are usually the best."""
+        return cls(
+            texts=240,
+            rounds=1,
+            padded_texts=32,
+            serve_batch_texts=64,
+            layouts=(Layout(2, 1),),
+            manners=("packed",),
+        )
 
 
 @dataclass(slots=True)
@@ -88,6 +103,9 @@ def run_e2e(plan: E2ePlan, say: Say, *, model: str | None = None, texts_file: Pa
         say: is told what is being done.
         model: a folder, or a hub id; None takes all-MiniLM-L6-v2 from its package.
         texts_file: texts to use, one a line; None cuts a heavy-tailed mix from the language reference.
+
+    Raises:
+        HeadraceError: there are no texts in the file, or the model cannot be served.
     """
     path = model or str(packaged_encoder())
     tokenizer = load_tokenizer(find_source(path), _LONGEST)
@@ -102,7 +120,18 @@ def run_e2e(plan: E2ePlan, say: Say, *, model: str | None = None, texts_file: Pa
 
 
 def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text("utf-8").splitlines() if line.strip()]
+    """The lines of a file that are more than blanks.
+
+    Raises:
+        HeadraceError: there is none, or it is no text.
+    """
+    try:
+        lines = [line for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise HeadraceError(f"{file}: byte {error.start} is not UTF-8") from None
+    if not lines:
+        raise HeadraceError(f"{file} holds no text")
+    return lines
 
 
 def padding_share(lengths: Sequence[int], *, batch: int = 32) -> float:
@@ -143,8 +172,8 @@ class _Bench:
         self._say(f"round {number + 1} of {self._plan.rounds}: through the service")
         ours = self._ours(service, first=number == 0)
         limits = {}
-        for layout in _LAYOUTS:
-            for manner in _MANNERS:
+        for layout in self._plan.layouts:
+            for manner in self._plan.manners:
                 self._say(f"round {number + 1} of {self._plan.rounds}: in process, {layout}, {manner}")
                 limits[f"{layout} {manner}"] = measure_in_process(
                     self._model,
@@ -184,7 +213,7 @@ class _Bench:
 
     def _serve_batch(self) -> None:
         texts = self._texts[: self._plan.serve_batch_texts]
-        rates = {str(layout): measure_serve_batch(self._model, texts, layout=layout) for layout in _LAYOUTS}
+        rates = {str(layout): measure_serve_batch(self._model, texts, layout=layout) for layout in self._plan.layouts}
         best = max(rates, key=lambda name: rates[name])
         self.report.serve_batch_layout, self.report.serve_batch_texts_per_s = best, rates[best]
 
@@ -193,7 +222,7 @@ class _Bench:
         sample = self._texts[max(0, middle - half) : middle + half]
         self.report.fp32_padded_texts_per_s = max(
             measure_in_process(self._model, sample, layout=layout, precision="fp32", manner="padded")
-            for layout in _LAYOUTS
+            for layout in self._plan.layouts
         )
 
 

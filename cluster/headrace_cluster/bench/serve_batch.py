@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -41,6 +42,8 @@ def measure_serve_batch(model: str, texts: Sequence[str], *, layout: Layout) -> 
     deployment = serve.deployment(BatchedEmbedder).options(
         num_replicas=layout.processes, max_ongoing_requests=4 * _BATCH, ray_actor_options={"num_cpus": 0}
     )
+    # Its handles complain of every queue length that comes late, and here they all do.
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.run(deployment.bind(model, layout.threads), name=_APP, route_prefix=None)
     try:
         return asyncio.run(_drive(texts))

@@ -45,6 +45,11 @@ class TransportPlan:
     peers: Path | None = None
     """A folder with a virtual environment for each peer, as `make peers` makes it."""
 
+    @classmethod
+    def quick(cls, peers: Path | None) -> TransportPlan:
+        """A short look."""
+        return cls(jobs=4_000, rounds=1, lone_jobs=100, batch1_jobs=200, peer_jobs=500, peers=peers)
+
 
 @dataclass(slots=True)
 class TransportReport:

@@ -22,9 +22,7 @@ _Peers = Annotated[
     typer.Option("--peers", metavar="DIR", help="Environments of other queues, as `make peers` makes them."),
 ]
 _Texts = Annotated[Path | None, typer.Option("--texts", metavar="FILE", help="The texts to use, one a line.")]
-_Model = Annotated[
-    str | None, typer.Option("--model", help="A folder, an artifact or a hub id; else the package all-MiniLM-L6-v2.")
-]
+_Model = Annotated[str | None, typer.Option("--model", help="A folder or a hub id; else the package all-MiniLM-L6-v2.")]
 
 
 @bench.command()
@@ -32,9 +30,7 @@ def transport(*, quick: _Quick = False, peers: _Peers = None, as_json: AsJson = 
     """Jobs a second with an engine that does nothing: against a hand-written pipeline, and other queues."""
     from headrace_cluster.bench.transport import TransportPlan, run_transport
 
-    plan = TransportPlan(peers=peers)
-    if quick:
-        plan = TransportPlan(jobs=5_000, rounds=2, lone_jobs=100, batch1_jobs=500, peer_jobs=500, peers=peers)
+    plan = TransportPlan.quick(peers) if quick else TransportPlan(peers=peers)
     with steps(as_json=as_json) as say:
         report = run_transport(plan, say)
     return _tell(report.to_json(), as_json=as_json)
@@ -45,7 +41,7 @@ def e2e(*, quick: _Quick = False, texts: _Texts = None, model: _Model = None, as
     """Texts a second through the whole system: against the same model in process, padded fp32, and `@serve.batch`."""
     from headrace_cluster.bench.e2e import E2ePlan, run_e2e
 
-    plan = E2ePlan(texts=600, rounds=1, padded_texts=64) if quick else E2ePlan()
+    plan = E2ePlan.quick() if quick else E2ePlan()
     with steps(as_json=as_json) as say:
         report = run_e2e(plan, say, model=model, texts_file=texts)
     return _tell(report.to_json(), as_json=as_json)
