@@ -96,6 +96,10 @@ class Keys:
         """The key of the stream behind the inbox `name`."""
         return f"{self.prefix}r:{name}"
 
+    def delayed_job(self, job_id: str) -> str:
+        """The key of what a delayed job is."""
+        return f"{self.prefix}d:{job_id}"
+
     def heartbeat(self, consumer: str) -> str:
         """The key that stands while a consumer of the lanes lives."""
         return f"{self.prefix}hb:{consumer}"
