@@ -16,11 +16,11 @@ from chaos.plan import Fault, Targets, describe, make_plan, spread
 from chaos.report import line, summary
 from chaos.sabotage import SABOTAGES
 from chaos.scenario import Outcome, Scenario, run_scenario
-from chaos.scenarios import CI, SOAK
+from chaos.scenarios import CI, MIXED, SOAK
 from headrace_cluster.embedded import find_server
 
 _MODES: Final = {"ci": CI, "soak": SOAK}
-_USUAL_S: Final = {"ci": 45.0, "soak": 900.0}
+_USUAL_S: Final = {"ci": MIXED.faults_s, "soak": 900.0}
 """How long the faults of the mixed scenario last if nothing is said."""
 
 

@@ -39,7 +39,7 @@ class Rules:
     lone_deaths: int = 2
     """Deaths while a job was alone after which it must be dead."""
     deaths_each: int = 8
-    """Starts that a job which kills may have: halving a batch of 64, and the lone ones."""
+    """Replicas that one job may kill: halving a batch of 64, and the lone ones."""
     lone_job: str = ""
     """A job that a flood must not hold up for more than `fair_batches` batches."""
     fair_batches: int = 3
@@ -92,7 +92,7 @@ def doubled(record: Record) -> list[str]:
 def story(job: str, trace: JobTrace) -> str:
     """What is known of one job, in the order of time, in seconds since it was submitted."""
     moments = [(delivery.mono_ns, f"read by {delivery.router}") for delivery in trace.deliveries]
-    moments += [(sent_ns, f"sent to {life}") for sent_ns, life in trace.sent]
+    moments += [(sent.mono_ns, f"sent to {sent.replica} with {sent.batch_jobs}") for sent in trace.sent]
     moments += [(start.mono_ns, f"started by {start.replica} with {start.batch_jobs}") for start in trace.starts]
     if trace.acknowledged_ns:
         moments.append((trace.acknowledged_ns, "acknowledged"))
@@ -168,9 +168,10 @@ def _attempts(record: Record, rules: Rules) -> Found:
 
 
 def _deaths(job: str, trace: JobTrace, rules: Rules) -> Found:
-    alone = sum(start.batch_jobs == 1 for start in trace.starts)
-    if len(trace.starts) > rules.deaths_each:
-        yield f"job {job} killed {len(trace.starts)} replicas", story(job, trace)
+    killed = {start.replica for start in trace.starts}
+    alone = sum(sent.batch_jobs == 1 and sent.replica in killed for sent in trace.sent)
+    if len(killed) > rules.deaths_each:
+        yield f"job {job} killed {len(killed)} replicas", story(job, trace)
     if trace.terminals and alone > rules.lone_deaths:
         yield f"job {job} killed {alone} replicas alone before it was given up", story(job, trace)
 

@@ -84,7 +84,8 @@ def _held_by(record: Record, kills: dict[str, Window]) -> dict[str, set[str]]:
     offset_ns = _wall_offset_ns(record)
     for job, trace in record.jobs.items():
         ended_ns = min((terminal.wall_ns for terminal in trace.terminals), default=1 << 62) - offset_ns
-        for _, life in trace.sent:
+        for sending in trace.sent:
+            life = sending.replica
             if life in kills and ended_ns > kills[life].start_ns:
                 held.setdefault(life, set()).add(job)
         for delivery in trace.deliveries:
@@ -96,7 +97,7 @@ def _held_by(record: Record, kills: dict[str, Window]) -> dict[str, set[str]]:
 
 def _sent_between(trace: JobTrace, start_ns: int, end_ns: int) -> bool:
     """Whether a replica has the job already: then the death of its router does not stop it."""
-    return any(start_ns <= sent_ns <= end_ns for sent_ns, _ in trace.sent)
+    return any(start_ns <= sending.mono_ns <= end_ns for sending in trace.sent)
 
 
 def _waited_ns(trace: JobTrace, window: Window, kills: dict[str, Window], offset_ns: int) -> int:
@@ -108,7 +109,8 @@ def _waited_ns(trace: JobTrace, window: Window, kills: dict[str, Window], offset
 
 
 def _holders(trace: JobTrace) -> Iterable[tuple[int, str]]:
-    yield from trace.sent
+    for sending in trace.sent:
+        yield sending.mono_ns, sending.replica
     for delivery in trace.deliveries:
         yield delivery.mono_ns, delivery.router
 

@@ -30,7 +30,7 @@ _PAUSE_S: Final = 0.05
 _WRITE_EVERY_S: Final = 0.02
 _TRIM_AT: Final = 2000
 _IDLE_S: Final = 0.2
-_CANCEL_WITHIN_S: Final = 0.1
+_CANCEL_WITHIN_S: Final = 0.03
 _RETRY: Final = RetryPolicy(
     attempts=FLAKY_FAILURES + 2, backoff_s=0.1, longest_backoff_s=0.5, on=frozenset({FailureCode.ENGINE_FAILED})
 )

@@ -14,6 +14,7 @@ __all__ = [
     "JobTrace",
     "Life",
     "Record",
+    "Sending",
     "Start",
     "Terminal",
     "Window",
@@ -34,6 +35,14 @@ class Terminal(NamedTuple):
     def wall_ns(self) -> int:
         """When the server wrote it, to the millisecond."""
         return int(self.entry_id.partition("-")[0]) * 1_000_000
+
+
+class Sending(NamedTuple):
+    """The job came to a replica, in a batch."""
+
+    mono_ns: int
+    replica: str
+    batch_jobs: int
 
 
 class Delivery(NamedTuple):
@@ -69,8 +78,7 @@ class JobTrace:
     terminals: list[Terminal] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     starts: list[Start] = field(default_factory=list)
-    sent: list[tuple[int, str]] = field(default_factory=list)
-    """When it came to which replica."""
+    sent: list[Sending] = field(default_factory=list)
 
 
 class Window(NamedTuple):
@@ -256,9 +264,10 @@ class _Reader:
             self._trace(job).deliveries.append(Delivery(event.mono_ns, event.process, attempt))
 
     def _batch(self, event: Event) -> None:
-        for job, attempt, deadline_ms in event.facts["jobs"]:
+        jobs = event.facts["jobs"]
+        for job, attempt, deadline_ms in jobs:
             trace = self._trace(job)
-            trace.sent.append((event.mono_ns, event.process))
+            trace.sent.append(Sending(event.mono_ns, event.process, len(jobs)))
             trace.max_attempt = max(trace.max_attempt, attempt)
             trace.deadline_ms = deadline_ms
 

@@ -37,50 +37,50 @@ MIXED: Final = Scenario(
     name="mixed",
     topology=Topology(producers=_TWO_TENANTS),
     faults={
-        FaultKind.KILL_REDIS: 9,
-        FaultKind.TEAR_REDIS: 3,
+        FaultKind.KILL_REDIS: 6,
+        FaultKind.TEAR_REDIS: 2,
         FaultKind.STOP_REDIS: 2,
-        FaultKind.KILL_ROUTER: 16,
-        FaultKind.KILL_REPLICA: 16,
-        FaultKind.KILL_PRODUCER: 6,
+        FaultKind.KILL_ROUTER: 15,
+        FaultKind.KILL_REPLICA: 14,
+        FaultKind.KILL_PRODUCER: 4,
         FaultKind.STOP_ROUTER: 2,
-        FaultKind.STOP_REPLICA: 3,
+        FaultKind.STOP_REPLICA: 2,
         FaultKind.STOP_PRODUCER: 2,
-        FaultKind.END_ROUTER: 3,
-        FaultKind.END_REPLICA: 3,
-        FaultKind.DROP_REPLY: 90,
-        FaultKind.CUT: 8,
-        FaultKind.HOLD: 3,
-        FaultKind.HALF_OPEN: 3,
-        FaultKind.DELAY: 3,
-        FaultKind.FLUSH_SCRIPTS: 4,
-        FaultKind.KILL_CLIENTS: 4,
-        FaultKind.FILL_MEMORY: 3,
+        FaultKind.END_ROUTER: 2,
+        FaultKind.END_REPLICA: 2,
+        FaultKind.DROP_REPLY: 72,
+        FaultKind.CUT: 6,
+        FaultKind.HOLD: 2,
+        FaultKind.HALF_OPEN: 2,
+        FaultKind.DELAY: 2,
+        FaultKind.FLUSH_SCRIPTS: 3,
+        FaultKind.KILL_CLIENTS: 3,
+        FaultKind.FILL_MEMORY: 2,
     },
     baseline_s=3.0,
-    faults_s=45.0,
-    calm_s=5.0,
+    faults_s=34.0,
+    calm_s=4.0,
     commands=_COMMANDS,
     # A router that dies forgets what it has found out about a job that kills.
     rules=Rules(max_attempts=6, deaths_each=40, lone_deaths=8, throughput_ratio=0.5),
 )
 """Everything at once: faults meet each other here."""
 
-REPLICAS: Final = Scenario(name="replicas", faults={FaultKind.KILL_REPLICA: 8}, faults_s=6.0)
+REPLICAS: Final = Scenario(name="replicas", faults={FaultKind.KILL_REPLICA: 6}, faults_s=4.0)
 """How soon work goes on when a replica dies, and nothing else does."""
 
-ROUTERS: Final = Scenario(name="routers", faults={FaultKind.KILL_ROUTER: 6}, faults_s=9.0)
+ROUTERS: Final = Scenario(name="routers", faults={FaultKind.KILL_ROUTER: 5}, faults_s=7.0)
 """How soon work goes on when a router dies."""
 
 REDIS: Final = Scenario(
-    name="redis", faults={FaultKind.KILL_REDIS: 4, FaultKind.TEAR_REDIS: 2, FaultKind.STOP_REDIS: 1}, faults_s=6.0
+    name="redis", faults={FaultKind.KILL_REDIS: 4, FaultKind.TEAR_REDIS: 2, FaultKind.STOP_REDIS: 1}, faults_s=5.0
 )
 
 ZOMBIES: Final = Scenario(
     name="zombies",
     topology=Topology(producers=(Traffic(mix={Wish.DEADLINE: 0.2}), Traffic())),
     faults={FaultKind.STOP_ROUTER: 3, FaultKind.STOP_REPLICA: 2},
-    faults_s=9.0,
+    faults_s=7.0,
     calm_s=1.0,
 )
 """Routers and replicas that sleep for longer than a lease, and then go on with what others have done since."""
@@ -132,13 +132,14 @@ SERVE: Final = Scenario(
     name="serve",
     topology=Topology(producers=(Traffic(mix={Wish.REFUSE: 0.01}),), routers=2, replicas=2, batch_s=0.02),
     faults={
-        FaultKind.KILL_REPLICA: 3,
+        FaultKind.KILL_REPLICA: 2,
         FaultKind.KILL_ROUTER: 2,
         FaultKind.KILL_REDIS: 1,
         FaultKind.DROP_REPLY: 6,
         FaultKind.CUT: 1,
     },
-    faults_s=12.0,
+    faults_s=10.0,
+    calm_s=5.0,
     served=True,
 )
 """The real Serve application, its actors killed by their process ids."""

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,10 +28,14 @@ class ServeCluster(Cluster):
         super().__init__(directory, topology, seed=seed, broken=broken)
         self.proxies["replicas"] = self.proxies["routers"]
         self._service: Any = None
+        self._quiet = ExitStack()
         # Ray is used from one thread, so that proxies go on in this one meanwhile.
         self._ray = ThreadPoolExecutor(1, thread_name_prefix="chaos-serve")
 
     async def _start_service(self) -> None:
+        # Ray tells of every death on standard output.
+        said = self._quiet.enter_context((self.directory / "logs" / "serve.log").open("w"))
+        self._quiet.enter_context(redirect_stdout(said))
         await asyncio.get_running_loop().run_in_executor(self._ray, self._serve)
 
     def _serve(self) -> None:
@@ -64,6 +69,7 @@ class ServeCluster(Cluster):
         if service is not None:
             await asyncio.get_running_loop().run_in_executor(self._ray, service.__exit__, None, None, None)
         self._ray.shutdown()
+        self._quiet.close()
 
     def life_of(self, name: str) -> str:
         """One of the actors that there are now; a life is its role and its process."""

@@ -200,7 +200,7 @@ def i6_a_letter_from_nowhere(run: Run) -> None:
 def i6_a_killer_that_goes_on_killing(run: Run) -> None:
     run.submit("b-0.kill")
     for number in range(4):
-        run.start("b-0.kill", at_s=2.0 + number)
+        run.start("b-0.kill", at_s=2.0 + number, replica=f"replica-0.{number + 2}")
     run.answer("b-0.kill", status="dead", at_s=9.0)
     run.final.dead_letters = ["b-0.kill"]
     run.final.audit = {"submitted": 6, "ok": 4, "error": 1, "dead": 1, "live": 0}

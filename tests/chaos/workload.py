@@ -39,7 +39,7 @@ class Wish(StrEnum):
     """Has little time."""
 
 
-DEADLINE_S: Final = 0.4
+DEADLINE_S: Final = 0.2
 """Time that a job with a deadline has."""
 
 FLAKY_FAILURES: Final = 2
