@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .peers
 
-.PHONY: help install demo test lint format bench bench-transport bench-e2e bench-kernels peers clean
+.PHONY: help install demo test lint format docs bench bench-transport bench-e2e bench-kernels peers clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: install ## formatting, style, types and the import rule
 format: install ## put the code in form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install ## rewrite the tables of docs/configuration.md from the code
+	cd tests && ../$(BIN)/python -m support.reference
 
 bench: bench-kernels bench-transport bench-e2e ## all benchmarks (BENCH_ARGS=--quick for a short look)
 

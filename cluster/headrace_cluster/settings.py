@@ -143,8 +143,8 @@ class ServiceConfig(_Config):
     """The whole service. It is checked as it is given; `load_config` puts it together from its sources."""
 
     redis_url: SecretStr = SecretStr("")
-    """The Redis server, as `redis://`, `rediss://` or `unix://`. Empty: `headrace serve` starts a server of its own,
-    and a deployed service refuses to start."""
+    """The Redis server: `redis://`, `unix://`, `redis+sentinel://` or `redis+cluster://`; `rediss…` for TLS. Empty:
+    `headrace serve` starts a server of its own, and a deployed service refuses to start."""
     models: Annotated[dict[Annotated[str, Field(pattern=MODEL_PATTERN)], ModelConfig], Field(min_length=1)]
     """What is hosted, by the name under which producers know it."""
     router: RouterConfig = RouterConfig()
