@@ -45,10 +45,35 @@ def test_the_installed_command_runs() -> None:
     assert done.stdout == f"headrace {__version__}\n"
 
 
-def test_the_shell_completes_commands() -> None:
-    environment = os.environ | {"_HEADRACE_COMPLETE": "complete_bash", "COMP_WORDS": "headrace su", "COMP_CWORD": "1"}
-    done = subprocess.run([HEADRACE], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.split() == ["submit"]
+COMPLETING = """
+eval "$(headrace --show-completion)"
+for line in "$@"; do
+    COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+    _headrace_completion headrace
+    echo "${COMPREPLY[@]}"
+done
+"""
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    """With the script that `--show-completion` prints for the shell it is started from."""
+    lines = ["headrace su", "headrace be", "headrace bench tr", "headrace submit --pri"]
+    environment = os.environ | {"PATH": f"{HEADRACE.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", COMPLETING, "bash", *lines], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.splitlines() == ["submit", "bench", "transport", "--priority"]
+
+
+def test_the_completion_is_installed_for_the_shell(tmp_path: Path) -> None:
+    """In the home directory, and nowhere else."""
+    environment = os.environ | {"HOME": str(tmp_path)}
+    command = f"{HEADRACE} --install-completion; exit $?"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=True)
+    assert "bash completion installed in" in done.stdout
+    (script,) = tmp_path.rglob("headrace.sh")
+    assert "complete -o default -F _headrace_completion headrace" in script.read_text()
+    assert str(script) in (tmp_path / ".bashrc").read_text()
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])

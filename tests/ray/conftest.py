@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from headrace import AsyncClient
 from headrace_cluster.bench.models import packaged_encoder
 from headrace_cluster.local import LocalService
 from headrace_cluster.settings import load_config
+from support.serving import Place
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +47,18 @@ def service() -> Iterator[LocalService]:
 async def client(service: LocalService) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(service.url) as connected:
         yield connected
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """Where `headrace serve` runs as a process. Its path is short, since sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
+    (folder / "tmp").mkdir()
+    monkeypatch.delenv("HEADRACE_REDIS_URL", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {"TMPDIR": str(folder / "tmp"), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    place = Place(folder, os.environ | environment)
+    yield place
+    place.clean_up()
+    shutil.rmtree(folder, ignore_errors=True)

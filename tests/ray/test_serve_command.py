@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,110 +16,15 @@ from headrace import Client, Job, JobState
 from headrace.cli.output import Exit
 from headrace.errors import ModelLoadError
 from headrace_cluster.app import application
-from headrace_cluster.bench.models import packaged_encoder
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.local import LocalService, _deploy
 from headrace_cluster.settings import load_config
 from ray import serve
-from support.command_line import HEADRACE
-from support.processes import Process, family, still_alive
+from support.processes import family
+from support.serving import START_S, STOP_S, Place, next_line, nothing_stays
 from support.waiting import eventually_sync
 
 pytestmark = pytest.mark.ray
-
-START_S, STOP_S = 90, 60
-
-
-@dataclass
-class Place:
-    """Where the commands of one test run: temporary files and the embedded server's data lie in here."""
-
-    folder: Path
-    started: list[subprocess.Popen[str]]
-    environment: dict[str, str]
-
-    @property
-    def temporary(self) -> Path:
-        return self.folder / "tmp"
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "run" / "headrace"
-
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        """`headrace serve`, at the head of a process group and a session of its own, as a terminal starts it."""
-        process = subprocess.Popen(
-            [HEADRACE, "serve", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=self.environment,
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
-
-    def write(self, config: dict[str, Any]) -> Path:
-        file = self.folder / "config.json"  # which is YAML too
-        file.write_text(json.dumps(config))
-        return file
-
-
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """A short path, since sockets lie in it; whatever a failed test left running is killed."""
-    folder = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
-    (folder / "tmp").mkdir()
-    monkeypatch.delenv("HEADRACE_REDIS_URL", raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    place = Place(
-        folder, [], os.environ | {"TMPDIR": str(folder / "tmp"), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    )
-    yield place
-    for process in place.started:
-        for member in family(process.pid):
-            os.kill(member.pid, signal.SIGKILL)
-        process.communicate()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def line_of(process: subprocess.Popen[str]) -> str:
-    """What it says first."""
-    assert process.stdout is not None
-    assert process.stderr is not None
-    return process.stdout.readline() or process.stderr.read()
-
-
-def nothing_stays(place: Place, processes: set[Process]) -> None:
-    """No process and no temporary file."""
-    assert len(processes) > 5
-    eventually_sync(lambda: not still_alive(processes), within_s=10)
-    assert [file.name for file in place.temporary.iterdir() if not file.name.startswith("torchinductor_")] == []
-
-
-def test_ctrl_c(place: Place) -> None:
-    """A model by its path; whoever names no server finds this one; the interrupt reaches the whole process group."""
-    process = place.start(f"minilm={packaged_encoder()}")
-    told = [line_of(process) for _ in range(3)]
-    assert told[:2] == [
-        f"serving minilm at unix://{place.data}/redis.sock\n",
-        'try:  headrace submit minilm "water flows downhill"\n',
-    ]
-    with Client() as client:
-        result = client.run(Job(model="minilm", input="water flows downhill"), timeout_s=30)
-        assert (result.unwrap().shape, result.variant) == ([384], "int8")
-    processes = family(process.pid)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=STOP_S)
-    assert process.returncode == Exit.DONE
-    assert out == ""
-    assert err.splitlines() == [
-        "… starting: server, Ray, routers and replicas",
-        "… stopping: what is in hand is finished first",
-        "stopped",
-    ]
-    nothing_stays(place, processes)
 
 
 def test_sigterm_finishes_what_is_in_hand(place: Place) -> None:
@@ -131,7 +32,7 @@ def test_sigterm_finishes_what_is_in_hand(place: Place) -> None:
     fragile = {"engine": {"kind": "custom", "target": "support.engines:FragileEngine"}}
     data = place.folder / "data"
     process = place.start("--config", place.write({"models": {"fragile": fragile}}), "--data", data, "--json")
-    said = json.loads(line_of(process))
+    said = json.loads(next_line(process))
     assert said == {"redis_url": f"unix://{data}/redis.sock", "models": ["fragile"], "ready": True}
     with Client(said["redis_url"]) as client:
         receipt = client.submit(Job(model="fragile", input="sleep:1"))
@@ -183,7 +84,7 @@ def test_redis_and_ray_that_are_named(place: Place, redis_url: str) -> None:
     place.environment["RAY_ADDRESS"] = head.stdout.readline().strip()
     config = place.write({"models": {"echo": {"engine": {"kind": "echo"}}}, "redis_url": "redis://localhost:1"})
     process = place.start("-c", config, "-u", redis_url, "--json")
-    assert json.loads(line_of(process)) == {"redis_url": redis_url, "models": ["echo"], "ready": True}
+    assert json.loads(next_line(process)) == {"redis_url": redis_url, "models": ["echo"], "ready": True}
     assert "raylet" not in {member.name for member in family(process.pid)}
     with Client(redis_url) as client:
         assert client.run(Job(model="echo", input="hello"), timeout_s=30).unwrap() == "hello"
