@@ -31,6 +31,7 @@ from headrace.reader import InboxReader, entries_after
 from headrace.refusal import raise_refusals, room_after_s
 from headrace.registry import registered_models
 from headrace.scripts import Audit
+from headrace.server_url import with_tls
 from headrace.settings import ClientSettings
 from headrace.window import Window
 
@@ -60,8 +61,13 @@ class AsyncClient:
     """
 
     def __init__(self, url: str | None = None, *, settings: ClientSettings | None = None) -> None:
-        self.url = resolve_url(url)
         self.settings = settings or ClientSettings()
+        self.url = with_tls(
+            resolve_url(url),
+            ca_file=self.settings.ca_file,
+            cert_file=self.settings.cert_file,
+            key_file=self.settings.key_file,
+        )
         self.inbox = new_inbox()
         self._redis = commands(
             self.url,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +23,12 @@ class ClientSettings(BaseModel):
     """When a job counts as handed over: when the server has written it, which is worth what its append-only file is
     set to; or when it is on the server's disk, which takes up to a second or two on a server with `everysec` and asks
     for one whose WAITAOF can be trusted (docs/durability.md)."""
+    ca_file: Path | None = None
+    """With `rediss`: the certificate of the authority that the server's must be of; else those the machine trusts."""
+    cert_file: Path | None = None
+    """With `rediss`: our own certificate, where the server asks for one."""
+    key_file: Path | None = None
+    """The key of `cert_file`, unless it is in there."""
     keep_results: bool = False
     """Leave answers in the inbox after they were consumed, for the service's retention time.
     By default the client deletes what it has handed to its caller."""

@@ -31,6 +31,7 @@ from headrace.tasks import end_task
 from headrace_cluster.config_errors import describe
 from headrace_cluster.lease import Lease
 from headrace_cluster.model_router import ModelRouter
+from headrace_cluster.redis_address import RedisAddress
 from headrace_cluster.serve_pool import JoinedPools, PoolReplica, ServePool
 from headrace_cluster.settings import ModelConfig, PoolConfig, ServiceConfig, load_config
 from ray import serve
@@ -67,7 +68,7 @@ def application(config: ServiceConfig) -> Application:
     Raises:
         ConfigError: it names no Redis.
     """
-    if not config.redis_url.get_secret_value():
+    if not config.redis_address:
         raise ConfigError("redis_url: is missing; set it in the file, or HEADRACE_REDIS_URL in the environment")
     pools = {
         pool_name(model, pool): _pool(config, model, hosted, pool)
@@ -82,9 +83,8 @@ def application(config: ServiceConfig) -> Application:
         health_check_period_s=1,
         health_check_timeout_s=10,
     )
-    return router.bind(
-        config.model_dump(mode="json", exclude_unset=True) | {"redis_url": config.redis_url.get_secret_value()}, pools
-    )
+    # Of the URL, only what hides itself may be an argument: Serve keeps arguments, and Ray shows environments.
+    return router.bind(config.model_dump(mode="json", exclude_unset=True, exclude={"redis_url"}), config.redis_address, pools)
 
 
 def pool_name(model: str, pool: PoolConfig) -> str:
@@ -104,24 +104,24 @@ def _pool(config: ServiceConfig, model: str, hosted: ModelConfig, pool: PoolConf
         health_check_period_s=1,
         health_check_timeout_s=30,
     )
-    return deployment.bind(model, hosted.engine, config.redis_url.get_secret_value(), pool.threads)
+    return deployment.bind(model, hosted.engine, config.redis_address, pool.threads)
 
 
 class RouterReplica:
     """What Serve makes one actor of for each router: the routers of all models on one event loop."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it, on the loop the routers will run on
-        self, config: dict[str, Any], pools: dict[str, DeploymentHandle]
+        self, config: dict[str, Any], redis: RedisAddress, pools: dict[str, DeploymentHandle]
     ) -> None:
-        checked = ServiceConfig(**config)
+        checked, url = ServiceConfig(**config), redis.resolve()
         app, life = serve.get_replica_context().app_name, secrets.token_hex(4)
         self._drain_s = checked.router.drain_s
-        self._lease = Lease(checked.redis_url.get_secret_value(), list(checked.models), consumer=life)
+        self._lease = Lease(url, list(checked.models), consumer=life)
         self._lease.start()
         self._routers = {
             model: ModelRouter(
                 model,
-                checked.redis_url.get_secret_value(),
+                url,
                 pool=JoinedPools(
                     {
                         pool.name: ServePool(app, pool_name(model, pool), pools[pool_name(model, pool)])
@@ -134,11 +134,7 @@ class RouterReplica:
             for model, hosted in checked.models.items()
         }
         self._server_fits = asyncio.create_task(
-            wait_for_server(
-                checked.redis_url.get_secret_value(),
-                checks=checked.redis.checks,
-                durability=checked.redis.durability,
-            )
+            wait_for_server(url, checks=checked.redis.checks, durability=checked.redis.durability)
         )
         self._tasks = {
             model: asyncio.create_task(self._route(router), name=f"router-{model}")

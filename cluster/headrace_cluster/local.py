@@ -75,7 +75,7 @@ class LocalService:
     @property
     def url(self) -> str:
         """The Redis that producers and consumers use."""
-        return self.config.redis_url.get_secret_value()
+        return self.config.redis_address.resolve()
 
     def __enter__(self) -> Self:
         with ExitStack() as starting:
@@ -106,7 +106,7 @@ class LocalService:
 
     def _have_redis(self, starting: ExitStack) -> None:
         """Start a server if none is named, and make sure that it fits before routers wait for it."""
-        if not self.url:
+        if not self.config.redis_address:
             server = starting.enter_context(EmbeddedServer(self._directory, fsync=self._fsync, die_with_parent=True))
             self.config = self.config.model_copy(update={"redis_url": SecretStr(server.url)})
         asked = self.config.redis

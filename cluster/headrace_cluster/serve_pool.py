@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 import ray
 from headrace_cluster.pool_port import BatchFailedError, PoolPort, ReplicaLostError
+from headrace_cluster.redis_address import RedisAddress
 from headrace_cluster.replicas import replicas_of
 from headrace_workers import node
 from headrace_workers.engines.factory import EngineConfig, make_engine
@@ -29,13 +30,13 @@ class PoolReplica:
     Args:
         model: the name under which producers know it.
         engine: which engine, on what.
-        redis_url: where answers go.
+        redis: where answers go.
         threads: compute threads.
     """
 
-    def __init__(self, model: str, engine: EngineConfig, redis_url: str, threads: int) -> None:
+    def __init__(self, model: str, engine: EngineConfig, redis: RedisAddress, threads: int) -> None:
         node.prepare_process(threads)  # before anything is measured or packed
-        self._replica = Replica(model, make_engine(engine), redis_url=redis_url)
+        self._replica = Replica(model, make_engine(engine), redis_url=redis.resolve())
 
     async def run(self, _replica: str, batch: bytes) -> bytes:
         """Run a packed batch. The first argument is for `DirectRouter`, which has read it by now."""

@@ -18,6 +18,7 @@ from headrace.server_check import Checks, Durability
 from headrace_cluster.batch_former import FormingPolicy
 from headrace_cluster.config_file import read_yaml
 from headrace_cluster.config_sources import ConfigSources
+from headrace_cluster.redis_address import RedisAddress
 from headrace_cluster.routing import RoutingPolicy
 from headrace_workers.engines.factory import EngineConfig
 
@@ -137,6 +138,16 @@ class RedisConfig(_Config):
     durability: Durability | None = None
     """The least that the server must keep through a crash: `always`, `everysec` or `none`. Unset, whatever it has will
     do, with a warning where that is nothing."""
+    url_file: Path | None = None
+    """A file that holds the URL, in place of `redis_url`: a mounted secret, say. Every process reads it where it runs,
+    so that the password is neither in this configuration nor in Ray."""
+    ca_file: Path | None = None
+    """The certificate of the authority that the server's certificate must be of. Unset, those that the machine
+    trusts."""
+    cert_file: Path | None = None
+    """Our own certificate, where the server asks for one."""
+    key_file: Path | None = None
+    """The key of `cert_file`, unless it is in there."""
 
 
 class ServiceConfig(_Config):
@@ -150,7 +161,18 @@ class ServiceConfig(_Config):
     router: RouterConfig = RouterConfig()
     """The routers, which share all lanes."""
     redis: RedisConfig = RedisConfig()
-    """What the Redis server must be like."""
+    """How the Redis server is reached, and what it must be like."""
+
+    @property
+    def redis_address(self) -> RedisAddress:
+        """Where Redis is; false if nobody has said so."""
+        return RedisAddress(
+            self.redis_url,
+            url_file=self.redis.url_file,
+            ca_file=self.redis.ca_file,
+            cert_file=self.redis.cert_file,
+            key_file=self.redis.key_file,
+        )
 
 
 def load_config(file: Path | dict[str, Any] | None = None, *, overrides: dict[str, Any] | None = None) -> ServiceConfig:

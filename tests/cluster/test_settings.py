@@ -308,4 +308,4 @@ def test_the_applications_parts_have_the_names_that_serve_shows() -> None:
     config = load_config(echo(pools=[{}, {"name": "gpu", "gpus": 1}]) | {"redis_url": "redis://localhost"})
     deployment = application(config)._bound_deployment
     assert deployment.name == "router"
-    assert set(deployment.init_args[1]) == {"echo@cpu", "echo@gpu"}
+    assert set(deployment.init_args[2]) == {"echo@cpu", "echo@gpu"}

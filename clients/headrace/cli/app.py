@@ -21,6 +21,7 @@ from headrace.cli.acl import acl
 from headrace.cli.batch import batch
 from headrace.cli.cancel import cancel
 from headrace.cli.dlq import dlq
+from headrace.cli.own_arguments import hide_passwords
 from headrace.cli.output import EXIT_STATUSES, CommandError, Exit, InterruptError, report, warnings_on_stderr
 from headrace.cli.results import results
 from headrace.cli.status import status
@@ -132,6 +133,7 @@ def _global_options(
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit status; what went wrong was said."""
+    hide_passwords()
     as_json = "--json" in arguments
     command = get_command(application())
     with warnings_on_stderr():

@@ -33,7 +33,7 @@ def check(config: _Config, *, skip_redis: _SkipRedis = False, as_json: AsJson = 
 
     output = Output(as_json=as_json)
     checked = load_config(config)
-    url = checked.redis_url.get_secret_value()
+    url = checked.redis_address.resolve() if checked.redis_address else ""
     with steps(as_json=as_json) as say:
         redis = None
         if url and not skip_redis:
