@@ -77,16 +77,18 @@ class ModelRouter:
         self._credit = CreditPolicy(batch_jobs=policy.forming.max_jobs)
         self._clock = ServerClock(keys_of(model).prefix)
         self._redis = commands(url)
+        self._redis_once = commands(url, retries=0)
         self._pool = pool
         self._ender = Ender(model, self._redis, self.counts, spawn=self._spawn, let_go=self._let_go)
         self._lease = lease
         self._upkeep = Upkeep(
             model,
-            self._redis,
+            self._redis_once,
             lease,
             self._clock,
             room=self._room_to_take_over,
             take_over=self._take_over,
+            look_again=lambda: self._reader.adopt_again(),
             cancel=self._cancel,
         )
         self._wake = asyncio.Event()
@@ -117,6 +119,7 @@ class ModelRouter:
                 await end_task(task)
             await self._give_back()
             await self._redis.aclose()
+            await self._redis_once.aclose()
 
     async def _give_back(self) -> None:
         """What is still held is anybody's at once, and counts as if it had never been read."""

@@ -52,11 +52,12 @@ class Upkeep:
 
     Args:
         model: whose lanes.
-        client: for commands.
+        client: for commands; it tries none of them twice by itself.
         lease: of the consumer that takes over.
         clock: looked at the server's time now and then.
         room: how many jobs may be taken over now.
         take_over: gets jobs of dead consumers.
+        look_again: looks at everything that this consumer holds.
         cancel: gets the ids of jobs that somebody wants cancelled.
     """
 
@@ -69,6 +70,7 @@ class Upkeep:
         *,
         room: Callable[[], int],
         take_over: Callable[[Sequence[Reaped]], None],
+        look_again: Callable[[], None],
         cancel: Callable[[Sequence[str]], None],
     ) -> None:
         self._model = model
@@ -77,6 +79,7 @@ class Upkeep:
         self._clock = clock
         self._room = room
         self._take_over = take_over
+        self._look_again = look_again
         self._cancel = cancel
         self._cancels_after = ""
         self._rounds = 0
@@ -101,7 +104,11 @@ class Upkeep:
 
     async def _reap(self) -> None:
         while self._lease.may_reap and (room := min(_REAP_AT_ONCE, self._room())) > 0:
-            reaped = await scripts.reap(self._client, self._model, self._lease.consumer, room)
+            try:
+                reaped = await scripts.reap(self._client, self._model, self._lease.consumer, room)
+            except RedisError:
+                self._look_again()  # they may be ours, and the list of them lost on its way
+                raise
             if reaped:
                 log.warning("took %d jobs of %s over from routers that died", len(reaped), self._model)
                 self._take_over(reaped)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headrace import AsyncClient, CancelOutcome, FailureCode, Job, RetryPolicy, Status
+from headrace import AsyncClient, CancelOutcome, FailureCode, Job, RetryPolicy, Status, scripts
 from headrace.connection import execute
 from headrace.keys import GROUP, keys_of
 from headrace.messages import Batch
@@ -18,6 +18,8 @@ from headrace_workers.engines.base import ItemError, Prepared
 from headrace_workers.engines.echo import EchoEngine
 from headrace_workers.replica import Replica
 from support.bad_days import GatedEngine, RecordingEngine, SlowEngine
+from support.by_hand import HandService
+from support.proxy import Proxy
 from support.service import PlainService
 from support.waiting import eventually
 
@@ -92,6 +94,19 @@ async def test_a_dead_router_s_jobs_are_taken_over(redis_url: str) -> None:
         await assert_all_accounted_for(client, 100)
     for replica in dying.replicas.values():
         await replica.close()
+
+
+async def test_jobs_are_answered_though_the_list_of_them_was_lost_on_its_way(redis_url: str) -> None:
+    """The server had made them the router's, and the router was never told."""
+    async with HandService(redis_url, MODEL) as dead, Proxy(redis_url) as proxy, AsyncClient(redis_url) as client:
+        receipts = await client.submit_many(jobs(10))
+        await dead.take()
+        proxy.drop_reply_to(scripts.REAP.sha)
+        async with PlainService(proxy.url, MODEL, policy=policy(), consumer="lives"):
+            results = [await client.result(receipt, timeout_s=10) for receipt in receipts]
+        assert proxy.dropped == 1
+        assert [result.unwrap() for result in results] == list(range(10))
+        await assert_all_accounted_for(client, 10)
 
 
 async def test_a_router_that_ends_in_order_gives_back_what_it_could_not_finish(redis_url: str) -> None:
