@@ -84,7 +84,9 @@ def application(config: ServiceConfig) -> Application:
         health_check_timeout_s=10,
     )
     # Of the URL, only what hides itself may be an argument: Serve keeps arguments, and Ray shows environments.
-    return router.bind(config.model_dump(mode="json", exclude_unset=True, exclude={"redis_url"}), config.redis_address, pools)
+    return router.bind(
+        config.model_dump(mode="json", exclude_unset=True, exclude={"redis_url"}), config.redis_address, pools
+    )
 
 
 def pool_name(model: str, pool: PoolConfig) -> str:

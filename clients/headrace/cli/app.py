@@ -21,8 +21,8 @@ from headrace.cli.acl import acl
 from headrace.cli.batch import batch
 from headrace.cli.cancel import cancel
 from headrace.cli.dlq import dlq
-from headrace.cli.own_arguments import hide_passwords
 from headrace.cli.output import EXIT_STATUSES, CommandError, Exit, InterruptError, report, warnings_on_stderr
+from headrace.cli.own_arguments import hide_passwords
 from headrace.cli.results import results
 from headrace.cli.status import status
 from headrace.cli.submit import submit
