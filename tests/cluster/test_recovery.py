@@ -101,6 +101,7 @@ async def test_jobs_are_answered_though_the_list_of_them_was_lost_on_its_way(red
     async with HandService(redis_url, MODEL) as dead, Proxy(redis_url) as proxy, AsyncClient(redis_url) as client:
         receipts = await client.submit_many(jobs(10))
         await dead.take()
+        await scripts.load(dead.redis)  # else the reply that is dropped says that there is no such script
         proxy.drop_reply_to(scripts.REAP.sha)
         async with PlainService(proxy.url, MODEL, policy=policy(), consumer="lives"):
             results = [await client.result(receipt, timeout_s=10) for receipt in receipts]
