@@ -82,15 +82,15 @@ def _producer(keys: Keys) -> Iterator[Grant]:
 
 
 def _consumer(keys: Keys) -> Iterator[Grant]:
-    yield Grant((keys.inbox("*"),), "xread xrange xrevrange xdel xtrim")
-    yield Grant((keys.record("*"),), "get mget", reading=True)
+    yield Grant((keys.inbox("*"),), "xread xrange xrevrange xtrim")
+    yield Grant((keys.record("*"),), "get", reading=True)
     yield Grant((_lanes(keys),), "xpending", reading=True)
     yield Grant((MODELS,), "smembers", reading=True)
 
 
 def _worker(keys: Keys) -> Iterator[Grant]:
     yield _scripts_of(keys)
-    yield Grant((keys.meta,), "hget hmget hset")
+    yield Grant((keys.meta,), "hmget hset")
     yield Grant(
         (_lanes(keys),),
         "xgroup|create xgroup|delconsumer xreadgroup xpending xclaim xack xrange xadd xdel xlen xinfo|consumers",

@@ -74,7 +74,11 @@ class RedisClient(redis.asyncio.Redis):
         pipeline = self.pipeline(transaction=False)
         for request in requests:
             pipeline.execute_command(*request)
-        return await pipeline.execute(raise_on_error=raising)
+        # redis-py would put the first of the command's arguments into the error: parts of jobs.
+        replies = await pipeline.execute(raise_on_error=False)
+        if raising and (error := next((reply for reply in replies if isinstance(reply, Exception)), None)):
+            raise error
+        return replies
 
     async def execute_near(self, _key: str, *args: Any) -> Any:
         """Run a command that names no key where `_key` lies: there is one place only."""

@@ -8,15 +8,24 @@ from contextlib import contextmanager
 import pytest
 import redis
 
-from headrace import AsyncClient, ClientSettings, Job, RedisDurabilityError, RedisUnavailableError, SubmitOutcome
+from headrace import (
+    AsyncClient,
+    ClientSettings,
+    Job,
+    RedisDurabilityError,
+    RedisError,
+    RedisUnavailableError,
+    SubmitOutcome,
+)
 from headrace import fsync as fsync_module
 from headrace.fsync import waits_truly
+from headrace.keys import keys_of
 from headrace.server_facts import ServerFacts
 from headrace_cluster.embedded import EmbeddedServer
 from support.by_hand import HandService
 
 MODEL = "by-hand"
-FSYNCED = ClientSettings(durable="fsynced", command_timeout_s=0.5, retries=0)
+FSYNCED = ClientSettings(durable="fsynced", command_timeout_s=1.5, retries=0)
 JOB = Job(model=MODEL, input="x", id="job-1")
 pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
 
@@ -84,7 +93,9 @@ async def test_what_is_not_on_disk_is_not_acknowledged() -> None:
         async with HandService(server.url, MODEL) as service:
             for _ in range(2):
                 async with AsyncClient(url, settings=FSYNCED) as client:
-                    with pytest.raises(RedisUnavailableError, match="not on the server's disk after 400 ms; repeating"):
+                    with pytest.raises(
+                        RedisUnavailableError, match="not on the server's disk after 1200 ms; repeating"
+                    ):
                         await client.submit(JOB)
             await service.redis.config_set("appendfsync", "always")
             async with AsyncClient(url, settings=FSYNCED) as client:
@@ -96,6 +107,18 @@ async def client_audit(server: EmbeddedServer) -> tuple[int, int]:
     async with AsyncClient(server.url) as client:
         audit = await client.audit(MODEL)
         return audit.submitted, audit.live
+
+
+@pytest.mark.usefixtures("believing")
+async def test_an_error_tells_nothing_of_the_job() -> None:
+    """Though the script goes out in a pipeline, whose errors redis-py decorates with what was sent."""
+    with a_server("everysec") as server:
+        async with HandService(server.url, MODEL) as service, AsyncClient(server.url, settings=FSYNCED) as client:
+            await service.redis.hset(keys_of(MODEL).meta, "lane_capacity", "many")
+            job = Job(model=MODEL, input="a secret", inbox="a-secret-inbox")
+            with pytest.raises(RedisError, match="script submit: ") as caught:
+                await client.submit(job)
+    assert "secret" not in str(caught.value)
 
 
 # -- with a server that cannot promise it ------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ profile knows it.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,7 +18,7 @@ import redis
 
 from headrace import AsyncClient, CancelOutcome, ClientSettings, Job, RedisSetupError
 from headrace import fsync as fsync_module
-from headrace.acl import PROFILES, rules_of, set_user
+from headrace.acl import PROFILES, rules_of
 from headrace.connection import commands, execute
 from headrace.dead_letters import drop_letters, read_letters, replay_letters
 from headrace.keys import MODELS, keys_of
@@ -32,20 +31,12 @@ from headrace.server_check import check_server
 from headrace_cluster.embedded import EmbeddedServer
 from support.by_hand import HandService
 from support.service import PlainService
+from support.users import PASSWORD, make_users, refusals
 from support.waiting import eventually
 
 MODEL = "by-hand"
 KEYS = keys_of(MODEL)
-PASSWORD = "of-all-of-them"
 UrlOf = Callable[[str], str]
-
-
-def make_users(admin: redis.Redis, models: tuple[str, ...] = ()) -> None:
-    sha256 = hashlib.sha256(PASSWORD.encode()).hexdigest()
-    for name, profile in PROFILES.items():
-        words = set_user(profile, user=name, sha256=sha256, models=models).split()
-        admin.execute_command(*words)  # type: ignore[no-untyped-call]
-    admin.acl_setuser("default", enabled=True, passwords="+root", keys=["*"], commands=["+@all"])
 
 
 @pytest.fixture
@@ -53,14 +44,10 @@ def server(own_server: EmbeddedServer) -> Iterator[EmbeddedServer]:
     """A server that knows one user of each profile; at the end, nobody was refused anything."""
     with redis.Redis.from_url(own_server.url) as admin:
         make_users(admin)
+        admin.acl_setuser("default", enabled=True, passwords="+root", keys=["*"], commands=["+@all"])
         admin.execute_command("AUTH", "root")
         yield own_server
         assert refusals(admin) == []
-
-
-def refusals(admin: redis.Redis) -> list[str]:
-    """What was refused, as `user: command or key`."""
-    return sorted({f"{entry['username']}: {entry['reason']} {entry['object']}" for entry in admin.acl_log()})
 
 
 @pytest.fixture
@@ -85,9 +72,12 @@ async def test_jobs_run_from_end_to_end(url_of: UrlOf) -> None:
         assert (await producer.audit("echo")).submitted == 309
         assert await producer.models() == ["echo"]
         await producer.ping()
+        assert [result async for result in producer.results("none", model="echo", after="$", idle_s=0.05)] == []
+        assert await producer.trim("none", model="echo", through="0-1") == 0
         async with AsyncClient(url_of("consumer")) as consumer:
             got = [result async for result in consumer.results("theirs", model="echo", idle_s=0.3)]
             assert sorted(result.id for result in got) == [f"j{n}" for n in range(9)]
+            assert (await consumer.result("j1", model="echo", timeout_s=10)).unwrap() == 1
             assert await consumer.trim("theirs", model="echo", through=got[-1].cursor) == 9
             assert (await consumer.status("j0", model="echo")).state == "ok"
             assert await consumer.models() == ["echo"]
@@ -106,15 +96,17 @@ async def test_what_producers_do_on_bad_days(url_of: UrlOf) -> None:
         assert await producer.cancel("j0", model=MODEL) is CancelOutcome.CANCELLED
         running, other = await service.take()
         assert await producer.cancel(running.envelope.job_id, model=MODEL) is CancelOutcome.REQUESTED
-        assert (await producer.status(other.envelope.job_id, model=MODEL)).deliveries == 1
+        async with AsyncClient(url_of("consumer")) as consumer:
+            for client in (producer, consumer):
+                assert (await client.status(other.envelope.job_id, model=MODEL)).deliveries == 1
         await service.answer(running, other)
         assert (await producer.result("j0", model=MODEL, timeout_s=5)).status == "cancelled"
-        client = commands(url_of("producer"))
+        redis_of_producer = commands(url_of("producer"))
         try:
-            assert len([r for r in await read_records(client, MODEL, ["j0", "j1", "j2"]) if r]) == 3
-            assert len(await read_stored(client, MODEL, producer.inbox, "0")) >= 1
+            assert len([r for r in await read_records(redis_of_producer, MODEL, ["j0", "j1", "j2"]) if r]) == 3
+            assert len(await read_stored(redis_of_producer, MODEL, producer.inbox, "0")) >= 1
         finally:
-            await client.aclose()
+            await redis_of_producer.aclose()
 
 
 async def test_a_producer_that_waits_for_the_disk(
@@ -301,16 +293,12 @@ async def test_another_model_s_keys(own_server: EmbeddedServer) -> None:
     with redis.Redis.from_url(own_server.url) as admin:
         make_users(admin, (MODEL,))
     url = own_server.url.replace("unix://", f"unix://producer:{PASSWORD}@")
-    async with HandService(own_server_url(own_server)) as one, HandService(own_server_url(own_server), f"{MODEL}-2"):
+    async with HandService(own_server.url) as one, HandService(own_server.url, f"{MODEL}-2"):
         async with AsyncClient(url, settings=ClientSettings(retries=0)) as producer:
             assert (await producer.submit(Job(model=MODEL, input="x"))).accepted
             with pytest.raises(RedisSetupError, match="ACL"):
                 await producer.submit(Job(model=f"{MODEL}-2", input="x"))
         await one.answer_all()
-
-
-def own_server_url(server: EmbeddedServer) -> str:
-    return server.url.replace("unix://", "unix://:root@")
 
 
 # -- nothing is forgotten ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from headrace import AsyncClient, ClientSettings, Job, RedisRoleError, RedisUnavailableError
+from headrace import AsyncClient, ClientSettings, Job, RedisRoleError, RedisUnavailableError, ResultGoneError
 from headrace.cluster_client import declared, key_of
 from headrace.connection import commands, execute, execute_near, execute_together, masters
 from headrace.keys import MODELS, keys_of
@@ -18,6 +18,7 @@ from headrace.server_check import check_server
 from headrace_cluster.embedded import EmbeddedServer
 from support.redis_cluster import RedisCluster, free_ports, slot_of
 from support.service import PlainService
+from support.users import PASSWORD, make_users, refusals
 from support.waiting import eventually
 
 QUICK = ClientSettings(command_timeout_s=2, retries=1)
@@ -122,6 +123,24 @@ async def test_a_job_is_on_the_disk_of_its_master(cluster: RedisCluster, service
     finally:
         for node in cluster.nodes:
             node.config_set("appendfsync", "no")
+
+
+async def test_users_with_no_more_rights_than_they_need(cluster: RedisCluster, models: list[str]) -> None:
+    """What a cluster asks of its clients besides is among them: none of its nodes refuses anything."""
+    for node in cluster.nodes:
+        node.flushall()
+        node.acl_log_reset()
+        make_users(node)
+    worker, producer = (cluster.url.replace("://", f"://{user}:{PASSWORD}@") for user in ("worker", "producer"))
+    async with PlainService(worker, models[0]), PlainService(worker, models[1]), AsyncClient(producer) as client:
+        jobs = [Job(model=models[n % 2], input=n) for n in range(100)]
+        assert [result.unwrap() async for result in client.map(jobs)] == list(range(100))
+        assert await client.models() == sorted(models[:2])
+        cluster.begin_move(slot_of(models[2]), 0)
+        with pytest.raises(ResultGoneError):  # of which the node that the slot moves to knows, if any does
+            await client.status("nowhere", model=models[2])
+        cluster.give_up_move(slot_of(models[2]))
+    assert [refusals(node) for node in cluster.nodes] == [[], [], []]
 
 
 # -- slots that move -------------------------------------------------------------------------------------------------
