@@ -282,17 +282,24 @@ class ModelRouter:
         """Send a batch to its replica, and see to every job of it."""
         self.counts.batches += 1
         self.counts.dispatched += len(jobs)
-        message = Batch(self.model, self._clock.now_ms(), [job.key for job in jobs]).to_bytes()
+        message = Batch(self.model, self._clock.now_ms(), [job.key for job in jobs], slot.alone).to_bytes()
         try:
             outcome = _outcome_of(len(jobs), await self._call(slot, message))
         except (ReplicaLostError, BatchFailedError, TimeoutError, DecodeError) as error:
             log.warning("batch of %d jobs of %s at %s: %r", len(jobs), self.model, slot.replica, error)
             self._failed(jobs, slot, error)
         else:
-            self.scheduler.came_back(slot)
-            self._learn(jobs, outcome)
-            self._settle(jobs, outcome.fates, slot)
+            self._came_back(jobs, slot, outcome)
         self._something_changed()
+
+    def _came_back(self, jobs: list[WaitingJob], slot: Slot, outcome: BatchOutcome) -> None:
+        if all(fate == Fate.RETURNED for fate in outcome.fates):
+            self.counts.returned += len(jobs)
+            self.scheduler.refused(jobs, slot, self._clock.now_s())
+            return
+        self.scheduler.came_back(slot)
+        self._learn(jobs, outcome)
+        self._settle(jobs, outcome.fates)
 
     def _failed(self, jobs: list[WaitingJob], slot: Slot, failure: Exception) -> None:
         """Have it found out which job it was, unless the batch never reached the replica."""
@@ -340,9 +347,7 @@ class ModelRouter:
         self.counts.tokens += tokens
         self.counts.run_s += outcome.run_s
 
-    def _settle(self, jobs: Sequence[WaitingJob], fates: Sequence[int], slot: Slot) -> None:
-        if all(fate == Fate.RETURNED for fate in fates):  # it does not want to work at the moment
-            self.scheduler.slots.suspend(slot, self._clock.now_s())
+    def _settle(self, jobs: Sequence[WaitingJob], fates: Sequence[int]) -> None:
         for job, fate in zip(jobs, fates, strict=True):
             if fate == Fate.RETURNED:
                 self.counts.returned += 1

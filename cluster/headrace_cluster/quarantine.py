@@ -37,6 +37,10 @@ class Quarantine:
             if half:
                 self._groups.append(list(half))
 
+    def put_back(self, group: Sequence[WaitingJob]) -> None:
+        """A group did not get to run: it is the next."""
+        self._groups.appendleft(list(group))
+
     def failed(self, group: Sequence[WaitingJob], replica: str) -> WaitingJob | None:
         """A group that ran alone on a replica failed. Returns the job that is convicted by it, if one is."""
         if len(group) > 1:

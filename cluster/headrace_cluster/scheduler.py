@@ -6,7 +6,8 @@ alone, `Breaker` whether anything should run at all. This class only lets them t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Final
 
 from headrace_cluster.batch_former import BatchFormer, FormingPolicy, WaitingJob
 from headrace_cluster.breaker import Breaker
@@ -14,6 +15,9 @@ from headrace_cluster.quarantine import Quarantine
 from headrace_cluster.slots import Slot, SlotLedger
 
 __all__ = ["Scheduler"]
+
+_BUSY_S: Final = 0.1
+"""How long a replica that refused a batch is left alone."""
 
 
 class Scheduler:
@@ -96,10 +100,22 @@ class Scheduler:
         self.quarantine.add(jobs)
         return None
 
-    def not_sent(self, jobs: Iterable[WaitingJob], slot: Slot, now_s: float) -> None:
-        """A batch never reached its replica, or was returned as it was: nobody is to blame."""
+    def refused(self, jobs: Sequence[WaitingJob], slot: Slot, now_s: float) -> None:
+        """The replica would not run these beside what it had: others' jobs, or others' suspects."""
+        self.slots.release(slot)
+        self.slots.suspend(slot, now_s, for_s=_BUSY_S)
+        self._put_back(jobs, slot)
+
+    def not_sent(self, jobs: Sequence[WaitingJob], slot: Slot, now_s: float) -> None:
+        """A batch never reached its replica: nobody is to blame."""
         self.slots.release(slot)
         self.slots.suspend(slot, now_s)
+        self._put_back(jobs, slot)
+
+    def _put_back(self, jobs: Sequence[WaitingJob], slot: Slot) -> None:
+        if slot.alone:
+            self.quarantine.put_back(jobs)
+            return
         for job in jobs:
             self.former.add(job)
 

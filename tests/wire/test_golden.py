@@ -153,8 +153,8 @@ def test_a_chunk_is_no_result() -> None:
 def test_batch() -> None:
     batch = Batch("echo", 1764000000000, [LaneEntry(1, "1-0", ENVELOPE, b"\x80"), LaneEntry(0, "2-0", b"e", b"")])
     golden = (
-        "93a46563686fcf0000019ab697e8009294" + "01a3312d30" + f"c4{len(ENVELOPE):02x}" + ENVELOPE.hex() + "c40180"
-        "9400a3322d30c40165c400"
+        "94a46563686fcf0000019ab697e8009294" + "01a3312d30" + f"c4{len(ENVELOPE):02x}" + ENVELOPE.hex() + "c40180"
+        "9400a3322d30c40165c400" + "c2"
     )
     assert batch.to_bytes().hex() == golden
     assert Batch.from_bytes(bytes.fromhex(golden)) == batch

@@ -33,6 +33,7 @@ from headrace.messages import (
 )
 from headrace.scripts import Answer, GiveBack, RetryOutcome
 from headrace_workers.engines.base import Engine, ItemError, Prepared
+from headrace_workers.turns import Turns
 
 __all__ = ["Replica"]
 
@@ -87,17 +88,29 @@ class Replica:
         self.engine = engine
         self._redis = commands(redis_url)
         self._clock = _HeardClock()
+        self._turns = Turns()
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="headrace-prepare")
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="headrace-compute")
 
     async def run(self, message: bytes) -> bytes:
         """Run a packed `Batch`; the packed `BatchOutcome` tells the fate of every job.
 
-        Returns only when every answer is in Redis, however long Redis takes to come back.
+        Returns only when every answer is in Redis, however long Redis takes to come back; or at once, with all
+        jobs, if this batch and others here must not run beside each other.
         """
-        loop = asyncio.get_running_loop()
         batch = Batch.from_bytes(message)
-        self._clock.hear(batch.now_ms / 1000, time.monotonic())
+        now_s = time.monotonic()
+        self._clock.hear(batch.now_ms / 1000, now_s)
+        if not self._turns.enter(now_s, alone=batch.alone):
+            nothing = [0] * len(batch.entries)
+            return BatchOutcome([Fate.RETURNED] * len(nothing), nothing, 0.0).to_bytes()
+        try:
+            return (await self._run(batch)).to_bytes()
+        finally:
+            self._turns.leave()
+
+    async def _run(self, batch: Batch) -> BatchOutcome:
+        loop = asyncio.get_running_loop()
         tasks = await loop.run_in_executor(self._preparing, self._prepare, batch)
         run_s = await loop.run_in_executor(self._computing, self._compute, tasks)
         answers = await loop.run_in_executor(self._preparing, self._answers, batch, tasks, run_s)
@@ -105,7 +118,7 @@ class Replica:
             fates=await self._write(answers),
             tokens=[task.item.tokens if task.item else 0 for task in tasks],
             run_s=run_s,
-        ).to_bytes()
+        )
 
     async def _write(self, answers: Sequence[Answer | GiveBack]) -> list[Fate]:
         """End the jobs, and hand back those that are to be tried again; the fate of each, in order."""

@@ -37,10 +37,12 @@ class Batch:
     model: str
     now_ms: int
     entries: Sequence[LaneEntry]
+    alone: bool = False
+    """Whether nothing else may run on the replica meanwhile."""
 
     def to_bytes(self) -> bytes:
         """The packed message."""
-        return pack([self.model, self.now_ms, self.entries])
+        return pack([self.model, self.now_ms, self.entries, self.alone])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -49,8 +51,8 @@ class Batch:
         Raises:
             DecodeError: it is not one.
         """
-        model, now_ms, entries = _array(data, [str, int, list])
-        return cls(model, now_ms, [_entry(entry) for entry in entries])
+        model, now_ms, entries, alone = _array(data, [str, int, list, bool])
+        return cls(model, now_ms, [_entry(entry) for entry in entries], alone)
 
 
 @dataclass(frozen=True, slots=True)
