@@ -215,8 +215,14 @@ def _innocents(record: Record, _rules: Rules) -> Found:
     for job, trace in record.jobs.items():
         if trace.invoked_ns and wish_of(job) in INNOCENT:
             for entry in trace.terminals:
-                if entry.status != "ok":
+                if entry.status != "ok" and not (entry.code == "poison" and _framed(record, trace)):
                     yield f"job {job} did nothing and ended as {entry.status} ({entry.code})", story(job, trace)
+
+
+def _framed(record: Record, trace: JobTrace) -> bool:
+    """Whether the harness killed every replica on which the job was alone: nobody can tell that from its doing."""
+    struck = {window.target for window in record.windows("kill_replica", "stop_replica")}
+    return all(sent.replica in struck for sent in trace.sent if sent.batch_jobs == 1)
 
 
 def _recovery(record: Record, rules: Rules) -> Found:

@@ -248,6 +248,15 @@ def i10_an_innocent(run: Run) -> None:
     run.final.audit = {"submitted": 6, "ok": 4, "error": 1, "dead": 1, "live": 0}
 
 
+def i10_an_innocent_that_was_alone_on_a_replica_that_died_by_itself(run: Run) -> None:
+    run.submit("b-0.plain")
+    run.start("b-0.plain", replica="replica-1.1")
+    run.at(2.0, "cluster", "process.exit", name="replica-1.1", role="replica", status=-9, meant=False)
+    run.answer("b-0.plain", status="dead", at_s=9.0, code="poison")
+    run.final.dead_letters = ["b-0.plain"]
+    run.final.audit = {"submitted": 6, "ok": 4, "error": 1, "dead": 1, "live": 0}
+
+
 def i11_a_router_whose_jobs_wait(run: Run) -> None:
     run.submit("b-0.plain", at_s=20.0)
     run.deliver("b-0.plain", at_s=20.1, router="router-2.1")
@@ -319,6 +328,7 @@ BREAKS = [
     i9_a_gap,
     i9_an_old_attempt,
     i10_an_innocent,
+    i10_an_innocent_that_was_alone_on_a_replica_that_died_by_itself,
     i11_a_router_whose_jobs_wait,
     i11_a_replica_whose_jobs_wait,
     i13_a_key,
@@ -376,6 +386,18 @@ def test_a_router_that_was_stopped_for_a_lease_may_be_robbed() -> None:
     run = good_run()
     run.fault("stop_router", "router-0.1", 1.02, 6.0)
     run.deliver("a-0.plain", at_s=4.5, router="router-1.1")
+    assert broken(run) == set()
+
+
+def test_a_job_may_be_blamed_for_what_the_harness_did_to_its_replicas() -> None:
+    run = good_run()
+    run.submit("b-0.plain")
+    for replica, when_s in (("replica-0.1", 20.0), ("replica-1.1", 21.0)):
+        run.start("b-0.plain", at_s=when_s, replica=replica)
+        run.fault("kill_replica", replica, when_s + 0.001)
+    run.answer("b-0.plain", status="dead", at_s=22.0, code="poison")
+    run.final.dead_letters = ["b-0.plain"]
+    run.final.audit = {"submitted": 6, "ok": 4, "error": 1, "dead": 1, "live": 0}
     assert broken(run) == set()
 
 
