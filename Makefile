@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .peers
 
-.PHONY: help install demo test lint format docs bench bench-transport bench-e2e bench-kernels peers clean
+.PHONY: help install demo test fuzz lint format docs bench bench-transport bench-e2e bench-kernels peers clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ demo: install ## quantize a real model, serve it and embed real texts through it
 
 test: install ## run every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+fuzz: install ## a million damaged messages for every decoder (FUZZ_ARGS="--inputs N --seed N")
+	PYTHONPATH=tests $(BIN)/python -m wire.fuzz $(FUZZ_ARGS)
 
 lint: install ## formatting, style, types and the import rule
 	$(BIN)/ruff format --check .

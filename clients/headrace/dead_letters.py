@@ -46,6 +46,7 @@ class DeadLetter:
         try:
             known = dict(zip(fields[::2], fields[1::2], strict=True))
             failure = unpack(known[b"r"])
+            int(letter_id.partition(b"-")[0])  # as `died_ms` reads it
             return cls(
                 letter_id=letter_id.decode("ascii"),
                 envelope=Envelope.parse(known[b"e"]),

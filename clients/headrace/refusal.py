@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,7 +13,7 @@ from headrace.errors import QueueFullError, TenantQueueFullError, UnknownModelEr
 from headrace.keys import keys_of
 from headrace.messages.job import Receipt, SubmitOutcome
 
-__all__ = ["raise_refusals", "room_after_s"]
+__all__ = ["drain_rate", "raise_refusals", "room_after_s"]
 
 _UNKNOWN_S: Final = 1.0
 _SHORTEST_S: Final = 0.05
@@ -23,9 +24,19 @@ async def room_after_s(client: redis.asyncio.Redis, model: str, jobs: int) -> fl
     """How long until as many jobs have ended, at the rate at which the model's jobs ended lately; in seconds."""
     async with translated(f"reading how fast {model} drains"):
         rate = await execute(client, "HGET", keys_of(model).meta, "drain_per_s")
-    if not rate or float(rate) <= 0:
+    jobs_per_s = drain_rate(rate or b"")
+    if jobs_per_s <= 0:
         return _UNKNOWN_S
-    return round(min(_LONGEST_S, max(_SHORTEST_S, jobs / float(rate))), 3)
+    return round(min(_LONGEST_S, max(_SHORTEST_S, jobs / jobs_per_s)), 3)
+
+
+def drain_rate(text: bytes) -> float:
+    """Jobs that end in a second, as a service says it; 0 where it says nothing sensible."""
+    try:
+        rate = float(text)
+    except ValueError:
+        return 0.0
+    return rate if math.isfinite(rate) else 0.0
 
 
 def raise_refusals(

@@ -18,6 +18,7 @@ import redis.asyncio
 from redis.exceptions import NoScriptError
 
 from headrace.connection import execute, translated
+from headrace.errors import DecodeError
 from headrace.keys import keys_of
 from headrace.messages.envelope import WIRE_VERSION
 from headrace.messages.job import CancelOutcome, SubmitOutcome
@@ -237,8 +238,16 @@ class Audit:
 
     @classmethod
     def from_reply(cls, flat: Sequence[bytes]) -> Self:
-        """Read what the AUDIT script returns."""
-        return cls(**{name.decode(): int(number) for name, number in zip(flat[::2], flat[1::2], strict=True)})
+        """Read what the AUDIT script returns. Counters of a newer service's are left out.
+
+        Raises:
+            DecodeError: it is no list of names and numbers.
+        """
+        try:
+            pairs = {name.decode(): int(number) for name, number in zip(flat[::2], flat[1::2], strict=True)}
+        except ValueError as error:
+            raise DecodeError(f"not an audit: {error}") from None
+        return cls(**{name: pairs[name] for name in cls.__slots__ if name in pairs})
 
     @property
     def finished(self) -> int:

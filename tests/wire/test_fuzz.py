@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from headrace.codec import MAX_DEPTH, MAX_PAYLOAD_BYTES, unpack
 from headrace.errors import DecodeError, UnsupportedVersionError
 from headrace.messages import Batch, BatchOutcome, Envelope, InboxEntry, LaneEntry, Result, unpack_payload
 from headrace.messages.record import Record
+from wire.fuzz import TARGETS, FuzzError, Target, fuzz
 
 ENVELOPE = b"1 job-1 orders-7f3a default 1 0 1764000000000 c0ffee01 -"
 RECORD = b"waiting 1 1764000000000-0 0 " + ENVELOPE
@@ -216,3 +218,38 @@ def test_of_two_equal_keys_the_last_counts() -> None:
 def test_a_payload_that_is_too_large_is_not_even_unpacked() -> None:
     with pytest.raises(DecodeError, match="the limit is 1,048,576"):
         unpack_payload(msgpack.packb({"input": "x" * MAX_PAYLOAD_BYTES}))
+
+
+# -- many inputs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_few_thousand_inputs() -> None:
+    """What `make fuzz` does with a million, from another seed each time; a failure tells it."""
+    report = fuzz(8_000, seed=random.SystemRandom().randrange(1 << 32))
+    assert report.values > 500
+    assert report.named_errors > 2_000
+    assert report.ways > 40
+    assert report.memory_grown_mib < 64
+    assert set(report.by_target) == {target.name for target in TARGETS}
+
+
+def test_the_same_seed_gives_the_same_inputs() -> None:
+    """Else a failure could not be repeated."""
+    first, again = fuzz(1_000, seed=7), fuzz(1_000, seed=7)
+    assert (first.values, first.named_errors, first.ways) == (again.values, again.named_errors, again.ways)
+
+
+@pytest.mark.parametrize(
+    ("decode", "says"),
+    [
+        (lambda data: data.decode("utf-8"), "UnicodeDecodeError"),
+        (lambda data: [0] * (1 << 40), "MemoryError"),
+        (lambda data: sum(range(30_000_000)), "s for 616263"),
+    ],
+)
+def test_a_decoder_that_fails_is_caught(monkeypatch: pytest.MonkeyPatch, decode: Any, says: str) -> None:
+    """With another error, or too late; the seed and the input are told."""
+    monkeypatch.setattr("wire.fuzz.SLOW_S", 0.05)
+    monkeypatch.setattr("wire.fuzz.TARGETS", (Target("bad", decode, (b"abc",)),))
+    with pytest.raises(FuzzError, match=f"bad, seed 3: .*({says}).*"):
+        fuzz(2_000, seed=3)
