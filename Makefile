@@ -8,8 +8,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .peers
+CHAOS_ARGS = $(if $(SEED),--seed $(SEED)) $(if $(DURATION_S),--duration-s $(DURATION_S))
 
-.PHONY: help install demo test fuzz lint format docs bench bench-transport bench-e2e bench-kernels peers clean
+.PHONY: help install demo test fuzz chaos soak lint format docs bench bench-transport bench-e2e bench-kernels peers clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +33,12 @@ test: install ## run every test
 
 fuzz: install ## a million damaged messages for every decoder (FUZZ_ARGS="--inputs N --seed N")
 	PYTHONPATH=tests $(BIN)/python -m wire.fuzz $(FUZZ_ARGS)
+
+chaos: install ## kill everything for three minutes, and see what is lost (SEED=, DURATION_S=)
+	PYTHONPATH=tests $(BIN)/python -m chaos --mode ci $(CHAOS_ARGS)
+
+soak: install ## the same for long: a million jobs (SEED=, DURATION_S=)
+	PYTHONPATH=tests $(BIN)/python -m chaos --mode soak $(CHAOS_ARGS)
 
 lint: install ## formatting, style, types and the import rule
 	$(BIN)/ruff format --check .

@@ -25,6 +25,9 @@ _TORN: Final = b"*3\r\n$3\r\nSET\r\n$4\r\nto"
 
 _LOST_BYTES: Final = 200_000
 
+_WHOLE: Final = b"$4\r\nEXEC\r\n"
+"""The end of what a script wrote."""
+
 Do = Callable[["Tormentor", Fault], Awaitable[str]]
 """Does it, and says to whom it was done; "" if there was nobody."""
 
@@ -72,8 +75,11 @@ class Tormentor:
         return "redis"
 
     def _tear(self) -> None:
-        with self._append_only_file().open("ab") as file:
-            file.write(_TORN)
+        """Leave half a command behind, unless the kill did so itself: nothing ever comes behind a torn write."""
+        with self._append_only_file().open("r+b") as file:
+            file.seek(-min(len(_WHOLE), file.seek(0, os.SEEK_END)), os.SEEK_END)
+            if file.read() == _WHOLE:
+                file.write(_TORN)
 
     def _lose_tail(self) -> None:
         """Cut off the last of what was written, as a crash of the machine does with what was not synced."""

@@ -25,13 +25,15 @@ __all__ = ["final_state", "sample_audit", "sample_memory"]
 _KEYS = keys_of(MODEL)
 
 
-async def sample_audit(cluster: Cluster) -> None:
-    """Write down what AUDIT says, and how many jobs the fullest priority holds, if the server is there."""
+async def sample_audit(cluster: Cluster) -> dict[str, int]:
+    """Write down what AUDIT says, and how many jobs the fullest priority holds; nothing if the server is away."""
     with suppress(HeadraceError, RedisError, OSError):
         numbers = await _audit(cluster.redis)
         lengths = await execute_together(cluster.redis, [("XLEN", lane) for lane in _KEYS.lanes])
         held = [sum(lengths[lane] for lane in range(LANES) if priority_of(lane) == wanted) for wanted in range(3)]
         cluster.history.note("audit", **numbers, fullest=max(held))
+        return {"submitted": 0} | numbers
+    return {}
 
 
 async def _audit(redis: Redis) -> dict[str, int]:

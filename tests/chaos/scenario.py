@@ -39,6 +39,7 @@ class Scenario:
     baseline_s: float = 1.0
     faults_s: float = 10.0
     calm_s: float = 1.0
+    """How long after the faults work goes on: longer, up to what the rules allow, if throughput is not back yet."""
     drain_s: float = 60.0
     """How long the drain may take."""
     settle_s: float = 0.0
@@ -100,6 +101,9 @@ class _Run:
         faults_s = scenario.faults_s * factor
         self._plan = make_plan(seed, faults_s, spread(scenario.faults, factor), self._targets())
 
+        self._ended: list[tuple[float, int]] = []
+        self._baseline_s = self._faults_s = 0.0
+
     def _targets(self) -> Targets:
         topology = self._scenario.topology
         return Targets(len(topology.producers), topology.routers, topology.replicas, self._scenario.commands)
@@ -116,13 +120,15 @@ class _Run:
             await cluster.start_producers()
             await asyncio.sleep(_WARM_UP_S)
             self._phase("baseline")
+            self._baseline_s = time.monotonic()
             await asyncio.sleep(scenario.baseline_s)
             self._phase("faults")
+            self._faults_s = time.monotonic()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.tormentor.follow(self._plan))
                 group.create_task(asyncio.sleep(scenario.faults_s * self._factor))
             self._phase("calm")
-            await asyncio.sleep(scenario.calm_s)
+            await self._calm()
             self._phase("drain")
             unfinished = await self._drain()
             await asyncio.sleep(scenario.settle_s)
@@ -131,6 +137,25 @@ class _Run:
             await end_task(watching)
         await sample_audit(cluster)
         return await final_state(cluster.redis), unfinished
+
+    async def _calm(self) -> None:
+        rules = self._scenario.rules
+        started_s = time.monotonic()
+        await asyncio.sleep(self._scenario.calm_s)
+        wanted = rules.throughput_ratio * self._rate(self._baseline_s, self._faults_s)
+        while time.monotonic() < started_s + rules.throughput_within_s:
+            now_s = time.monotonic()
+            if self._rate(max(started_s, now_s - _RATE_OVER_S), now_s) >= wanted:
+                return
+            await asyncio.sleep(_SAMPLE_EVERY_S)
+
+    def _rate(self, start_s: float, end_s: float) -> float:
+        """Jobs ended a second, as the samples of the audit tell."""
+        samples = [sample for sample in self._ended if start_s <= sample[0] <= end_s]
+        if len(samples) < 2:
+            return 0.0
+        (first_s, first), (last_s, last) = samples[0], samples[-1]
+        return (last - first) / (last_s - first_s)
 
     async def _drain(self) -> list[Violation]:
         try:
@@ -142,7 +167,9 @@ class _Run:
     async def _watch(self) -> None:
         sample = 0
         while True:
-            await sample_audit(self._cluster)
+            audit = await sample_audit(self._cluster)
+            if audit:
+                self._ended.append((time.monotonic(), audit["submitted"] - audit["live"]))
             if sample % _MEMORY_EVERY == 0:
                 await sample_memory(self._cluster)
             sample += 1
@@ -150,3 +177,4 @@ class _Run:
 
 
 _WARM_UP_S: Final = 0.5
+_RATE_OVER_S: Final = 2.5

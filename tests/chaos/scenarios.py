@@ -12,7 +12,7 @@ from chaos.plan import FaultKind
 from chaos.scenario import Scenario
 from chaos.workload import Wish
 
-__all__ = ["CI", "MIXED", "SOAK", "short_mix"]
+__all__ = ["CI", "MIXED", "PATIENT", "SOAK", "short_mix"]
 
 _COMMANDS: Final = ("submit", "complete", "retry", "cancel", "reap", "sweep", "XREADGROUP", "XREAD")
 """Whose replies are dropped: every script, and the reads."""
@@ -59,7 +59,7 @@ MIXED: Final = Scenario(
     },
     baseline_s=3.0,
     faults_s=34.0,
-    calm_s=4.0,
+    calm_s=2.5,
     commands=_COMMANDS,
     # A router that dies forgets what it has found out about a job that kills.
     rules=Rules(max_attempts=6, deaths_each=40, lone_deaths=8, throughput_ratio=0.5),
@@ -163,9 +163,16 @@ _LONG: Final = replace(
 SOAK: Final = (_LONG, *CI[1:])
 
 
+PATIENT: Final = Rules(replica_recovery_s=15.0, router_recovery_s=20.0)
+"""For runs beside other tests: whether work goes on is asked there, and not how soon."""
+
+
 def short_mix(faults_s: float) -> Scenario:
     """The mixed scenario, with its faults as dense and `faults_s` long."""
     factor = faults_s / MIXED.faults_s
     faults = {kind: max(1, round(count * factor)) for kind, count in MIXED.faults.items()}
-    rules = replace(MIXED.rules, throughput_ratio=0.0)
+    usual = MIXED.rules
+    rules = replace(
+        PATIENT, max_attempts=usual.max_attempts, deaths_each=usual.deaths_each, lone_deaths=usual.lone_deaths
+    )
     return replace(MIXED, name="short mix", faults=faults, faults_s=faults_s, baseline_s=0.5, calm_s=0.5, rules=rules)

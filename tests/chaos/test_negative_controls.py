@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from chaos.checker import Rules
 from chaos.cluster import Topology
 from chaos.orders import Traffic
 from chaos.plan import FaultKind
 from chaos.sabotage import SABOTAGES
 from chaos.scenario import Scenario, run_scenario
+from chaos.scenarios import PATIENT
 from chaos.workload import Wish
 
 SEED = 7
@@ -41,7 +41,7 @@ class Control:
             calm_s=0.2,
             drain_s=self.drain_s,
             commands=self.commands,
-            rules=Rules(),
+            rules=PATIENT,
         )
 
 
