@@ -20,7 +20,8 @@ local codes = {}
 local function wrong()
   local function is_name(text) return #text <= 64 and string.find(text, '^[%w._:-]+$') end
   if jobs < 1 or jobs % 1 ~= 0 then return 'takes 6 arguments, then 4 for each job' end
-  if not (string.find(version, '^%d+$') and string.find(priority, '^[012]$') and is_name(token)) then
+  if jobs > 128 then return 'takes at most 128 jobs' end
+  if not (#version <= 4 and string.find(version, '^%d+$') and string.find(priority, '^[012]$') and is_name(token)) then
     return 'needs a version, a priority of 0 to 2 and a token'
   end
   if not (is_name(ARGV[4]) and is_name(tenant)) then return 'inbox and tenant must be names' end

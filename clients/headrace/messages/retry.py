@@ -69,7 +69,7 @@ class RetryPolicy(BaseModel):
             return cls(
                 attempts=int(attempts), backoff_s=int(backoff) / 1000, longest_backoff_s=int(longest) / 1000, on=known
             )
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise DecodeError(f"not a retry policy: {word[:100]!r}: {error}") from None
 
 
