@@ -25,6 +25,9 @@ _TORN: Final = b"*3\r\n$3\r\nSET\r\n$4\r\nto"
 
 _LOST_BYTES: Final = 200_000
 
+_TRIES: Final = 20
+_TRY_AGAIN_S: Final = 0.1
+
 _WHOLE: Final = b"$4\r\nEXEC\r\n"
 """The end of what a script wrote."""
 
@@ -53,11 +56,14 @@ class Tormentor:
             proxy.forgive()
 
     async def _inflict(self, fault: Fault) -> None:
-        start_ns = time.monotonic_ns()
-        hit = await _DO[fault.kind](self, fault)
-        if hit:
-            self.done[fault.kind] += 1
-            self._cluster.history.note("fault", kind=fault.kind, target=hit, start_ns=start_ns)
+        """Do it, as soon as there is somebody to do it to."""
+        for _ in range(_TRIES):
+            start_ns = time.monotonic_ns()
+            if hit := await _DO[fault.kind](self, fault):
+                self.done[fault.kind] += 1
+                self._cluster.history.note("fault", kind=fault.kind, target=hit, start_ns=start_ns)
+                return
+            await asyncio.sleep(_TRY_AGAIN_S)
 
     # -- Redis ------------------------------------------------------------------------------------------
 
@@ -100,17 +106,19 @@ class Tormentor:
         return "redis"
 
     async def tell_redis(self, *words: str) -> str:
-        """Send one command to the server; "" if it is away."""
+        """Send one command to the server; "" if it is away, or stopped."""
         try:
-            await execute(self._cluster.redis, *words)
-        except (RedisError, OSError):
+            async with asyncio.timeout(_TRY_AGAIN_S * _TRIES):
+                await execute(self._cluster.redis, *words)
+        except (RedisError, OSError, TimeoutError):
             return ""
         return "redis"
 
     async def fill_memory(self, fault: Fault) -> str:
-        hit = await self.tell_redis("CONFIG", "SET", "maxmemory", "1mb")
-        await asyncio.sleep(fault.lasts_s)
-        await self.tell_redis("CONFIG", "SET", "maxmemory", "0")
+        if hit := await self.tell_redis("CONFIG", "SET", "maxmemory", "1mb"):
+            await asyncio.sleep(fault.lasts_s)
+            while not await self.tell_redis("CONFIG", "SET", "maxmemory", "0"):
+                await asyncio.sleep(_TRY_AGAIN_S)
         return hit
 
     # -- processes --------------------------------------------------------------------------------------
@@ -122,9 +130,8 @@ class Tormentor:
 
     async def stop(self, fault: Fault) -> str:
         """Stop a process for a while; it may be killed meanwhile."""
-        hit = await self.strike(fault, signal.SIGSTOP)
-        await asyncio.sleep(fault.lasts_s)
-        if hit:
+        if hit := await self.strike(fault, signal.SIGSTOP):
+            await asyncio.sleep(fault.lasts_s)
             self._cluster.signal(hit, signal.SIGCONT)
         return hit
 
