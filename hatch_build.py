@@ -18,7 +18,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 SOURCES = Path("workers/headrace_workers/kernels/native")
 LIBRARY = SOURCES / "headrace_kernels.so"
 # No -march: every kernel names its instruction set, and the library picks one on the node that runs it.
-FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-shared", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+# No contraction: a product and a sum that the compiler fuses round otherwise than PyTorch's, and answers must not
+# depend on which kernel computed them.
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fopenmp", "-fvisibility=hidden"]
+FLAGS += ["-Wall", "-Wextra", "-Werror"]
 
 
 class NativeKernels(BuildHookInterface[Any]):

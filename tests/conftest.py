@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import cast
 
@@ -12,6 +13,9 @@ from hypothesis import HealthCheck, settings
 from headrace.keys import GROUP, MODELS, keys_of
 from headrace_cluster.embedded import EmbeddedServer
 from support.service import PlainService
+
+# A job in the background of a script ignores Ctrl-C, and so would every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine may be slow at any moment, which says nothing about the code.
 settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
