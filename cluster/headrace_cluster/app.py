@@ -39,6 +39,10 @@ from ray import serve
 __all__ = ["BuildArgs", "RouterReplica", "application", "build", "pool_name"]
 
 
+_SERVER_ANSWERS_S = 5.0
+"""How long a router that starts waits to learn whether its Redis fits."""
+
+
 class BuildArgs(BaseModel):
     """The arguments of `build`: a configuration, by path or in place."""
 
@@ -118,6 +122,12 @@ class RouterReplica:
         checked, url = ServiceConfig(**config), redis.resolve()
         app, life = serve.get_replica_context().app_name, secrets.token_hex(4)
         self._drain_s = checked.router.drain_s
+        self._server_fits = asyncio.create_task(
+            wait_for_server(url, checks=checked.redis.checks, durability=checked.redis.durability)
+        )
+        await asyncio.wait({self._server_fits}, timeout=_SERVER_ANSWERS_S)
+        if self._server_fits.done():
+            self._server_fits.result()  # the deployment fails with what it raises; a server that is away is waited for
         self._lease = Lease(url, list(checked.models), consumer=life)
         self._lease.start()
         self._routers = {
