@@ -15,6 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
 from headrace.redis_errors import is_lasting
+from headrace.tasks import cancellation_kept
 
 __all__ = ["RedisClient", "Request", "execute", "go_on", "packed"]
 
@@ -60,7 +61,8 @@ class RedisClient(redis.asyncio.Redis):
     async def attempt(self, once: Callable[[], Awaitable[Any]]) -> Any:
         """Do it, when it is its turn, as often as it takes and `retries` allows."""
         async with self._turns:
-            return await self._retries.call_with_retry(once, go_on)
+            with cancellation_kept():
+                return await self._retries.call_with_retry(once, go_on)
 
     async def execute_together(self, requests: Sequence[Request]) -> list[Any]:
         """Run idempotent commands in one round trip; all are tried again if one has no reply."""

@@ -1,25 +1,45 @@
-"""Ending asyncio tasks for certain."""
+"""Ending asyncio tasks for certain.
+
+redis-py sends under `asyncio.wait_for`, which on Python 3.11 loses a cancellation that comes just as the sending ends,
+and looks for a broken connection with a time-out of zero seconds, which takes a cancellation for its own. A task that
+sends one command after the other loses every second of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
-__all__ = ["end_task"]
+__all__ = ["cancellation_kept", "end_task"]
 
-_ASK_AGAIN_S = 0.02
+_ASK_AGAIN_S: Final = 0.02
+_LONGEST_PATIENCE_S: Final = 1.0
+
+
+@contextmanager
+def cancellation_kept() -> Iterator[None]:
+    """Raise at the end of the block a cancellation of this task that came within it and was lost.
+
+    Raises:
+        CancelledError: there was one, whatever else the block raised.
+    """
+    task = asyncio.current_task()
+    asked = task.cancelling() if task is not None else 0
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > asked:
+            raise asyncio.CancelledError
 
 
 async def end_task(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait until it is over, however it ends.
-
-    One request is not always enough: redis-py sends under `asyncio.wait_for`, which on Python 3.11 loses a
-    cancellation that comes just as the sending ends, and the task would wait on for ever.
-    """
+    """Cancel a task and wait until it is over, however it ends; ask again where asking once was not enough."""
     patience_s = _ASK_AGAIN_S
     while not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=patience_s)
-        patience_s *= 2
+        patience_s = min(_LONGEST_PATIENCE_S, patience_s * 2)
     if not task.cancelled():
         task.exception()  # looked at, so that asyncio does not report it as forgotten

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import msgpack
@@ -14,13 +15,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headrace.codec import pack, unpack
-from headrace.connection import commands
+from headrace.connection import commands, execute
 from headrace.errors import DecodeError, RedisUnavailableError
 from headrace.ids import is_name, new_inbox, new_job_id, new_token
 from headrace.inbox import Demultiplexer
 from headrace.messages import InboxEntry
 from headrace.server_clock import ServerClock
-from headrace.tasks import end_task
+from headrace.tasks import cancellation_kept, end_task
 from support.waiting import eventually
 
 # -- who waits for which answer ---------------------------------------------------------------------------------------
@@ -220,6 +221,50 @@ async def test_a_task_that_swallows_its_cancellation_is_ended_all_the_same() -> 
 
     assert task.done()
     assert asked == 3
+
+
+@pytest.mark.parametrize("then", [None, LookupError("something else")])
+async def test_a_cancellation_that_was_lost_is_raised_after_all(then: Exception | None) -> None:
+    """Whatever came of what lost it; one that came before is not raised again."""
+
+    async def losing() -> None:
+        with cancellation_kept():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+            if then is not None:
+                raise then
+
+    async def lost_before() -> str:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        with cancellation_kept():
+            return "goes on"
+
+    tasks = [asyncio.create_task(work) for work in (losing(), lost_before())]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+    assert tasks[0].cancelled()
+    assert tasks[1].result() == "goes on"
+
+
+async def test_clients_lose_no_cancellation(redis_url: str) -> None:
+    """A task that sends one command after the other ends when it is first asked to, at whatever moment."""
+    client = commands(redis_url)
+
+    async def send_for_ever() -> None:
+        while True:
+            await execute(client, "PING")
+
+    for n in range(60):
+        task = asyncio.create_task(send_for_ever())
+        await asyncio.sleep(n / 20_000)
+        task.cancel()
+        await asyncio.wait({task}, timeout=5)
+        assert task.cancelled()
+    await client.aclose()
 
 
 async def test_a_task_that_ends_in_an_error_is_ended_quietly() -> None:
