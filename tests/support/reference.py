@@ -55,7 +55,14 @@ _UNITS: Final = (
     (r"^dead_letter_capacity$", "dead letters"),
     (r"^replicas$", "processes"),
 )
-_PLAIN: Final = {int: "whole number", float: "number", bool: "`true` or `false`", str: "text", SecretStr: "text"}
+_PLAIN: Final = {
+    int: "whole number",
+    float: "number",
+    bool: "`true` or `false`",
+    str: "text",
+    SecretStr: "text",
+    Path: "path",
+}
 
 
 def documented(page: str) -> set[str]:
