@@ -95,7 +95,7 @@ def _worker(keys: Keys) -> Iterator[Grant]:
         (_lanes(keys),),
         "xgroup|create xgroup|delconsumer xreadgroup xpending xclaim xack xrange xadd xdel xlen xinfo|consumers",
     )
-    yield Grant((keys.tenants, keys.parts), "hget hdel hincrby")
+    yield Grant((keys.tenants, keys.parts), "hdel hincrby")
     yield Grant((keys.counters,), "hincrby hmget hgetall")
     yield Grant((keys.record("*"),), "get set")
     yield Grant((keys.inbox("*"),), "xadd xtrim pexpire")
