@@ -117,7 +117,9 @@ class Tormentor:
     async def fill_memory(self, fault: Fault) -> str:
         if hit := await self.tell_redis("CONFIG", "SET", "maxmemory", "1mb"):
             await asyncio.sleep(fault.lasts_s)
-            while not await self.tell_redis("CONFIG", "SET", "maxmemory", "0"):
+            for _ in range(_TRIES):
+                if await self.tell_redis("CONFIG", "SET", "maxmemory", "0"):
+                    break
                 await asyncio.sleep(_TRY_AGAIN_S)
         return hit
 

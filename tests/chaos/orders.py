@@ -21,6 +21,8 @@ class Traffic:
 
     mix: dict[Wish, float] = field(default_factory=dict)
     """The share of each wish; the rest is plain."""
+    chosen: dict[int, Wish] = field(default_factory=dict)
+    """The wishes of certain jobs, by their numbers."""
     in_flight: int = 512
     """How many jobs it has unanswered at most."""
     jobs: int = 0
@@ -87,4 +89,5 @@ class Order:
         fields: dict[str, Any] = json.loads(text)
         traffic: dict[str, Any] = fields.pop("traffic")
         traffic["mix"] = {Wish(wish): share for wish, share in traffic["mix"].items()}
+        traffic["chosen"] = {int(number): Wish(wish) for number, wish in traffic["chosen"].items()}
         return cls(**fields | {"directory": Path(fields["directory"]), "traffic": Traffic(**traffic)})

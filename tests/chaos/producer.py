@@ -142,7 +142,8 @@ class _Producer:
 
     def _id(self, number: int) -> str:
         """A number's wish is drawn from the seed: it is the same in each life."""
-        wish = pick(self._traffic.mix, random.Random(f"{self._order.seed}/{self._order.name}/{number}"))
+        drawn = pick(self._traffic.mix, random.Random(f"{self._order.seed}/{self._order.name}/{number}"))
+        wish = self._traffic.chosen.get(number, drawn)
         return job_id(self._order.name, number, wish)
 
     async def _hand_over(self, jobs: Sequence[str]) -> None:

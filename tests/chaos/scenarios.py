@@ -58,7 +58,7 @@ MIXED: Final = Scenario(
         FaultKind.FILL_MEMORY: 2,
     },
     baseline_s=3.0,
-    faults_s=34.0,
+    faults_s=30.0,
     calm_s=2.5,
     commands=_COMMANDS,
     # A router that dies forgets what it has found out about a job that kills.
@@ -88,10 +88,17 @@ ZOMBIES: Final = Scenario(
 POISON: Final = Scenario(
     name="poison",
     topology=Topology(
-        producers=(Traffic(mix={Wish.KILL: 0.002, Wish.RAISE: 0.01, Wish.EAT: 0.001, Wish.HANG: 0.0005}, jobs=2000),),
+        producers=(
+            Traffic(
+                mix={Wish.RAISE: 0.005},
+                chosen={200: Wish.KILL, 600: Wish.EAT, 1000: Wish.HANG},
+                jobs=1500,
+                in_flight=128,
+            ),
+        ),
         routers=1,
         replicas=2,
-        call_timeout_s=2.0,
+        call_timeout_s=1.0,
     ),
     faults_s=4.0,
     rules=Rules(deaths_each=7, lone_deaths=2),

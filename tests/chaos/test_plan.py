@@ -58,7 +58,12 @@ def test_wishes_are_drawn_by_weight() -> None:
 
 def test_an_order_survives_its_way_to_the_process(tmp_path: Path) -> None:
     order = Order(
-        "producer", "producer-0", "producer-0.1", tmp_path, "unix:///x", traffic=Traffic(mix={Wish.KILL: 0.5})
+        "producer",
+        "producer-0",
+        "producer-0.1",
+        tmp_path,
+        "unix:///x",
+        traffic=Traffic({Wish.KILL: 0.5}, {3: Wish.EAT}),
     )
     assert Order.from_json(order.to_json()) == order
 
