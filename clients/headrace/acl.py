@@ -53,6 +53,7 @@ class Profile:
     """For the keys of one model, or of all where the model's name is `*`."""
 
 
+_SINCE_7_2: Final = frozenset({"waitaof", "client|setinfo"})
 _CONNECTION: Final = "ping select client|setinfo client|setname cluster|slots asking"
 _CALLING: Final = "time script|load"
 
@@ -160,9 +161,17 @@ PROFILES: Final = {
 """By name. Nobody gets KEYS, FLUSHALL, CONFIG SET, DEBUG, MODULE, MIGRATE, RESTORE, REPLICAOF or SHUTDOWN."""
 
 
-def rules_of(profile: Profile, models: Sequence[str] = ()) -> list[str]:
-    """The ACL rules of a profile, behind name and password: for these models, or for all there are."""
-    rules = [f"+{command}" for command in profile.commands.split()]
+def rules_of(profile: Profile, models: Sequence[str] = (), *, since_7_2: bool = True) -> list[str]:
+    """The ACL rules of a profile, behind name and password.
+
+    Args:
+        profile: whose.
+        models: whose keys; all there are, if none is named.
+        since_7_2: whether the server is Redis 7.2, Valkey 7.2 or newer: an older one refuses rules on commands that
+            it does not know.
+    """
+    commands = [command for command in profile.commands.split() if since_7_2 or command not in _SINCE_7_2]
+    rules = [f"+{command}" for command in commands]
     for model in models or ("*",):
         for grant in profile.grants(keys_of(model)):
             if grant.selector not in rules:
@@ -170,8 +179,6 @@ def rules_of(profile: Profile, models: Sequence[str] = ()) -> list[str]:
     return rules
 
 
-def set_user(profile: Profile, *, user: str | None = None, sha256: str = HASH_PLACE, models: Sequence[str] = ()) -> str:
+def set_user(profile: Profile, rules: Sequence[str], *, user: str | None = None, sha256: str = HASH_PLACE) -> str:
     """The command that makes a user of a profile, whatever he might do before."""
-    return " ".join(
-        ["ACL SETUSER", user or f"headrace-{profile.name}", "reset", "on", f"#{sha256}", *rules_of(profile, models)]
-    )
+    return " ".join(["ACL SETUSER", user or f"headrace-{profile.name}", "reset", "on", f"#{sha256}", *rules])

@@ -31,7 +31,7 @@ from headrace.server_check import check_server
 from headrace_cluster.embedded import EmbeddedServer
 from support.by_hand import HandService
 from support.service import PlainService
-from support.users import PASSWORD, make_users, refusals
+from support.users import PASSWORD, is_since_7_2, make_users, refusals
 from support.waiting import eventually
 
 MODEL = "by-hand"
@@ -115,7 +115,7 @@ async def test_a_producer_that_waits_for_the_disk(
     """It may not read the configuration, which is put up with; what it needs otherwise it has."""
     monkeypatch.setattr(fsync_module, "waits_truly", lambda _: True)
     with redis.Redis.from_url(server.url, password="root") as admin:
-        if not admin.execute_command("COMMAND LIST", "FILTERBY", "PATTERN", "waitaof"):
+        if not is_since_7_2(admin):
             pytest.skip("the server on PATH is older than WAITAOF")
     settings = ClientSettings(durable="fsynced")
     async with HandService(url_of("worker")) as service, AsyncClient(url_of("producer"), settings=settings) as producer:

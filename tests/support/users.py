@@ -7,9 +7,9 @@ from typing import Final
 
 import redis
 
-from headrace.acl import PROFILES, set_user
+from headrace.acl import PROFILES, rules_of, set_user
 
-__all__ = ["PASSWORD", "make_users", "refusals"]
+__all__ = ["PASSWORD", "is_since_7_2", "make_users", "refusals"]
 
 PASSWORD: Final = "of-all-of-them"
 
@@ -18,8 +18,13 @@ def make_users(admin: redis.Redis, models: tuple[str, ...] = ()) -> None:
     """One of each profile, by the profile's name."""
     sha256 = hashlib.sha256(PASSWORD.encode()).hexdigest()
     for name, profile in PROFILES.items():
-        words = set_user(profile, user=name, sha256=sha256, models=models).split()
-        admin.execute_command(*words)  # type: ignore[no-untyped-call]
+        rules = rules_of(profile, models, since_7_2=is_since_7_2(admin))
+        admin.execute_command(*set_user(profile, rules, user=name, sha256=sha256).split())  # type: ignore[no-untyped-call]
+
+
+def is_since_7_2(admin: redis.Redis) -> bool:
+    """Whether the server knows the commands of Redis 7.2."""
+    return bool(admin.execute_command("COMMAND LIST", "FILTERBY", "PATTERN", "waitaof"))  # type: ignore[no-untyped-call]
 
 
 def refusals(admin: redis.Redis) -> list[str]:

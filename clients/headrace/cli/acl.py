@@ -28,6 +28,8 @@ _Sha256 = Annotated[
     str | None, typer.Option("--sha256", metavar="HEX", help="SHA-256 of the password: printf %s … | sha256sum.")
 ]
 
+_Redis70 = Annotated[bool, typer.Option("--redis-7.0", help="Leave out rules that a Redis 7.0 does not know.")]
+
 
 def acl(
     profiles: _Profiles = None,
@@ -35,6 +37,7 @@ def acl(
     models: _Models = None,
     user: _User = None,
     sha256: _Sha256 = None,
+    redis_7_0: _Redis70 = False,
     as_json: AsJson = False,
 ) -> int:
     """Print the commands that make Redis users for producers, consumers, workers, monitors and admins.
@@ -46,24 +49,22 @@ def acl(
     """
     names = profiles or list(PROFILES)
     _check(names, models or [], user, sha256)
-    output = Output(as_json=as_json)
+    output, users = Output(as_json=as_json), []
     for name in names:
-        line = set_user(PROFILES[name], user=user, sha256=sha256 or HASH_PLACE, models=models or ())
-        output.show(line)
-    output.emit(
-        {
-            "users": [
-                {
-                    "profile": name,
-                    "purpose": PROFILES[name].purpose,
-                    "user": user or f"headrace-{name}",
-                    "rules": rules_of(PROFILES[name], models or ()),
-                    "command": set_user(PROFILES[name], user=user, sha256=sha256 or HASH_PLACE, models=models or ()),
-                }
-                for name in names
-            ]
-        }
-    )
+        profile = PROFILES[name]
+        rules = rules_of(profile, models or (), since_7_2=not redis_7_0)
+        command = set_user(profile, rules, user=user, sha256=sha256 or HASH_PLACE)
+        users.append(
+            {
+                "profile": name,
+                "purpose": profile.purpose,
+                "user": user or f"headrace-{name}",
+                "rules": rules,
+                "command": command,
+            }
+        )
+        output.show(command)
+    output.emit({"users": users})
     if sha256 is None:
         output.note(f'replace {HASH_PLACE}:  printf %s "$PASSWORD" | sha256sum')
     return 0
