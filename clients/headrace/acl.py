@@ -94,23 +94,23 @@ def _worker(keys: Keys) -> Iterator[Grant]:
     yield Grant((keys.meta,), "hmget hset")
     yield Grant(
         (_lanes(keys),),
-        "xgroup|create xgroup|delconsumer xreadgroup xpending xclaim xack xrange xadd xdel xlen xinfo|consumers",
+        "xgroup|create xgroup|delconsumer xreadgroup xpending xclaim xack xrange xadd xdel xinfo|consumers",
     )
     yield Grant((keys.tenants, keys.parts), "hdel hincrby")
-    yield Grant((keys.counters,), "hincrby hmget hgetall")
+    yield Grant((keys.counters,), "hincrby hmget")
     yield Grant((keys.record("*"),), "get set")
     yield Grant((keys.inbox("*"),), "xadd xtrim pexpire")
-    yield Grant((keys.delayed,), "zadd zrem zrangebyscore zcard")
+    yield Grant((keys.delayed,), "zadd zrem zrangebyscore")
     yield Grant((keys.delayed_job("*"),), "hset hmget del")
     yield Grant((keys.cancels,), "xrange", reading=True)
-    yield Grant((keys.dead_letters,), "xadd xlen")
-    yield Grant((keys.heartbeat("*"),), "set get exists del")
-    yield Grant((MODELS,), "sadd smembers")
+    yield Grant((keys.dead_letters,), "xadd")
+    yield Grant((keys.heartbeat("*"),), "set exists del")
+    yield Grant((MODELS,), "sadd")
 
 
 def _monitor(keys: Keys) -> Iterator[Grant]:
     yield _scripts_of(keys)
-    yield Grant((keys.meta, keys.counters, keys.tenants), "hget hmget hgetall", reading=True)
+    yield Grant((keys.meta, keys.counters, keys.tenants), "hgetall", reading=True)
     yield Grant((_lanes(keys),), "xlen xpending xinfo|stream xinfo|groups xinfo|consumers", reading=True)
     yield Grant((keys.delayed,), "zcard", reading=True)
     yield Grant((keys.dead_letters,), "xlen", reading=True)
@@ -137,7 +137,7 @@ PROFILES: Final = {
         Profile(
             "worker",
             "routers and replicas",
-            (scripts.COMPLETE, scripts.RETRY, scripts.SWEEP, scripts.REAP, scripts.RELEASE, scripts.AUDIT),
+            (scripts.COMPLETE, scripts.RETRY, scripts.SWEEP, scripts.REAP, scripts.RELEASE),
             f"{_CONNECTION} {_CALLING} info",
             _worker,
         ),

@@ -169,6 +169,7 @@ async def test_a_monitor_sees_counts_and_states(url_of: UrlOf) -> None:
         async with AsyncClient(url_of("monitor")) as client:
             assert (await client.status("job-1", model=MODEL)).deliveries == 1
             assert (await client.audit(MODEL)).live == 1
+            assert await client.models() == [MODEL]
 
 
 async def test_an_admin_works_on_dead_letters(url_of: UrlOf) -> None:
