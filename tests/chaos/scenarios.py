@@ -157,15 +157,17 @@ _LONG: Final = replace(
     MIXED,
     name="soak",
     topology=Topology(
-        producers=tuple(replace(traffic, trims=True, in_flight=1024) for traffic in _TWO_TENANTS), retention_s=30.0
+        producers=tuple(replace(traffic, trims=True, in_flight=1024, at_once=128) for traffic in _TWO_TENANTS),
+        retention_s=30.0,
     ),
+    faults_s=3 * MIXED.faults_s,
     baseline_s=10.0,
     calm_s=12.0,
     drain_s=120.0,
     settle_s=40.0,
     rules=replace(MIXED.rules, throughput_ratio=0.8, memory_ratio=2.0),
 )
-"""The same for long. Answers are deleted once they are written down, and all else goes half a minute later."""
+"""The same for long, a third as dense: there is to be some work between two faults. Answers are deleted once they are written down, and all else goes half a minute later."""
 
 SOAK: Final = (_LONG, *CI[1:])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
@@ -28,13 +29,14 @@ class Control:
     drain_s: float = 2.0
     mix: dict[Wish, float] = field(default_factory=dict)
     commands: tuple[str, ...] = ("complete",)
+    fsync: Literal["always", "everysec"] = "always"
 
     @property
     def scenario(self) -> Scenario:
         """The short run."""
         return Scenario(
             name=self.broken,
-            topology=Topology(producers=(Traffic(mix=self.mix), Traffic()), routers=2, replicas=2),
+            topology=Topology(producers=(Traffic(mix=self.mix), Traffic()), routers=2, replicas=2, fsync=self.fsync),
             faults=self.faults,
             baseline_s=0.2,
             faults_s=self.faults_s,
@@ -53,7 +55,7 @@ CONTROLS = [
     Control("eternal_records", {"I13"}),
     Control("lying_cancel", {"I7"}, mix={Wish.CANCEL: 0.2}),
     Control("robbed_living", {"I16"}, faults_s=4.5),
-    Control("lost_tail", {"I1"}, {FaultKind.KILL_REDIS: 2}, faults_s=2.0, drain_s=5.0),
+    Control("lost_tail", {"I1"}, {FaultKind.KILL_REDIS: 2}, faults_s=2.0, drain_s=5.0, fsync="everysec"),
 ]
 
 
