@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from chaos.checker import INVARIANTS, Rules, check, doubled, lost
 from chaos.history import Event
 from chaos.record import FinalState, Record, Terminal
+from chaos.sabotage import SABOTAGES
 from chaos.workload import answer_to
 
 SECOND_NS = 1_000_000_000
@@ -410,6 +413,12 @@ def test_what_a_scenario_breaks_on_purpose_is_left_out() -> None:
 def test_every_invariant_is_seen_red_somewhere() -> None:
     red = {break_it.__name__.partition("_")[0].upper() for break_it in BREAKS} | {"I12", "I15"}
     assert red == set(INVARIANTS)
+
+
+def test_every_promise_and_every_broken_build_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text("utf-8")
+    assert set(re.findall(r"^\| (I\d+) \|", page, re.MULTILINE)) == set(INVARIANTS)
+    assert set(re.findall(r"^\| `([a-z_]+)` \| ", page, re.MULTILINE)) >= set(SABOTAGES)
 
 
 def test_evidence_tells_the_story_of_the_job() -> None:
