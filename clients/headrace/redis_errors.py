@@ -51,7 +51,8 @@ def translate(error: exceptions.RedisError, what: str) -> RedisError:
     text = str(error)
     if isinstance(error, exceptions.OutOfMemoryError) or "OOM command not allowed" in text:
         return RedisFullError(f"{what}: Redis is at maxmemory and refuses writes; retry later, or give it memory")
-    if _about_rights(error):
+    # A server that asks for a password does not even read a long command of who gave none.
+    if _about_rights(error) or "unauthenticated" in text:
         return RedisSetupError(f"{what}: {text}; check the password, the user and its ACL")
     if advice := tls.explain(error):
         return RedisTlsError(f"{what}: {advice}")

@@ -145,9 +145,6 @@ class RouterReplica:
             )
             for model, hosted in checked.models.items()
         }
-        self._server_fits = asyncio.create_task(
-            wait_for_server(url, checks=checked.redis.checks, durability=checked.redis.durability)
-        )
         self._tasks = {
             model: asyncio.create_task(self._route(router), name=f"router-{model}")
             for model, router in self._routers.items()
