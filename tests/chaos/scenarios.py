@@ -167,7 +167,8 @@ _LONG: Final = replace(
     settle_s=40.0,
     rules=replace(MIXED.rules, throughput_ratio=0.8, memory_ratio=2.0),
 )
-"""The same for long, a third as dense: there is to be some work between two faults. Answers are deleted once they are written down, and all else goes half a minute later."""
+"""The same for long, a third as dense: there is to be some work between two faults. Answers are deleted once they
+are written down, and all else goes half a minute later."""
 
 SOAK: Final = (_LONG, *CI[1:])
 
