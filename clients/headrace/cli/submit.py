@@ -75,7 +75,12 @@ def submit(
     With --json, one object for each text, in order.
     """
     inputs = _inputs(texts or [])
-    options: dict[str, Any] = {"priority": priority, "deadline_s": deadline_s, "tenant": tenant, "params": parse_params(param)}
+    options: dict[str, Any] = {
+        "priority": priority,
+        "deadline_s": deadline_s,
+        "tenant": tenant,
+        "params": parse_params(param),
+    }
     options["retry"] = retry_policy(attempts)
     if job_id is not None:
         if len(inputs) > 1:
