@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 from redis.asyncio import Redis
 
 from headrace import scripts
-from headrace.connection import BLOCK_MS, commands, execute, redacted, resolve_url, translated
+from headrace.connection import BLOCK_MS, execute, redacted, translated
 from headrace.control import cancel_jobs, job_status
 from headrace.errors import (
     ResultGoneError,
@@ -31,7 +31,6 @@ from headrace.reader import InboxReader, entries_after
 from headrace.refusal import raise_refusals, room_after_s
 from headrace.registry import registered_models
 from headrace.scripts import Audit
-from headrace.server_url import with_tls
 from headrace.settings import ClientSettings
 from headrace.window import Window
 
@@ -62,19 +61,9 @@ class AsyncClient:
 
     def __init__(self, url: str | None = None, *, settings: ClientSettings | None = None) -> None:
         self.settings = settings or ClientSettings()
-        self.url = with_tls(
-            resolve_url(url),
-            ca_file=self.settings.ca_file,
-            cert_file=self.settings.cert_file,
-            key_file=self.settings.key_file,
-        )
+        self.url = self.settings.url_of(url)
         self.inbox = new_inbox()
-        self._redis = commands(
-            self.url,
-            timeout_s=self.settings.command_timeout_s,
-            retries=self.settings.retries,
-            fsynced=self.settings.durable == "fsynced",
-        )
+        self._redis = self.settings.connect(self.url)
         self._readers: dict[str, InboxReader] = {}
         self._answers: dict[str, Demultiplexer] = {}
         self._consumed: dict[str, list[str]] = {}

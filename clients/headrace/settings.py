@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import redis.asyncio
 from pydantic import BaseModel, ConfigDict, Field
+
+from headrace.connection import commands, resolve_url
+from headrace.server_url import with_tls
 
 __all__ = ["ClientSettings"]
 
@@ -32,3 +36,11 @@ class ClientSettings(BaseModel):
     keep_results: bool = False
     """Leave answers in the inbox after they were consumed, for the service's retention time.
     By default the client deletes what it has handed to its caller."""
+
+    def url_of(self, url: str | None) -> str:
+        """The server's URL, found out if none is given, with the certificates."""
+        return with_tls(resolve_url(url), ca_file=self.ca_file, cert_file=self.cert_file, key_file=self.key_file)
+
+    def connect(self, url: str) -> redis.asyncio.Redis:
+        """Connections to the server for replay-safe commands."""
+        return commands(url, timeout_s=self.command_timeout_s, retries=self.retries, fsynced=self.durable == "fsynced")
