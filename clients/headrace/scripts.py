@@ -46,6 +46,9 @@ __all__ = [
 
 MAX_JOBS: Final = 128
 
+_LOADS: Final = 4
+"""How often a script is loaded for one call: a server may be restarted, or flushed, right after it."""
+
 
 class Script:
     """One script: its text, its hash, and the call that loads it where it is missing."""
@@ -62,11 +65,12 @@ class Script:
             RedisError: of the kind that fits.
         """
         async with translated(f"script {self.name}"):
-            try:
-                return await execute(client, "EVALSHA", self.sha, 1, key, *args)
-            except NoScriptError:
-                await client.script_load(self.text)
-                return await execute(client, "EVALSHA", self.sha, 1, key, *args)
+            for _ in range(_LOADS):
+                try:
+                    return await execute(client, "EVALSHA", self.sha, 1, key, *args)
+                except NoScriptError:
+                    await client.script_load(self.text)
+            return await execute(client, "EVALSHA", self.sha, 1, key, *args)
 
 
 SUBMIT: Final = Script("submit")

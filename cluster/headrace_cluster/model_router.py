@@ -240,7 +240,7 @@ class ModelRouter:
         self._wake.set()
 
     async def _watch_lease(self) -> None:
-        """After a lapse others may have what is held here: forget what has not been dispatched, and look again."""
+        """After a lapse others may have what is held here: forget what was not dispatched, and look again."""
         seen = self._lease.lapses
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
@@ -248,7 +248,7 @@ class ModelRouter:
                 continue
             seen = self._lease.lapses
             log.warning("the lease of the router of %s had lapsed; it looks again at what it holds", self.model)
-            for job in self.scheduler.clear():
+            for job in self.scheduler.former.clear():  # suspects stay: what is known of them is known only here
                 self.held.let_go(job)
             self._reader.adopt_again()
 

@@ -57,11 +57,21 @@ class Quarantine:
     @property
     def shunned(self) -> str | None:
         """The replica on which the next group should not run, if another is idle: it may be to blame itself."""
-        return self._groups[0][0].failed_on if self._groups and len(self._groups[0]) == 1 else None
+        group = self._next()
+        return group[0].failed_on if len(group) == 1 else None
 
     def take(self) -> list[WaitingJob]:
-        """The group that has waited longest. Empty if there is none."""
-        return self._groups.popleft() if self._groups else []
+        """The group that has waited longest, of those that have failed alone least. Empty if there is none.
+
+        Who is most likely innocent goes first: behind an open breaker he would wait longest for the others' trial.
+        """
+        group = self._next()
+        if group:
+            self._groups.remove(group)
+        return group
+
+    def _next(self) -> list[WaitingJob]:
+        return min(self._groups, key=lambda group: max(job.lone_failures for job in group), default=[])
 
     def discard(self, jobs: Iterable[WaitingJob]) -> list[WaitingJob]:
         """Take out jobs that shall not run any more; returns those that were here."""
@@ -76,9 +86,3 @@ class Quarantine:
         """Take out every job whose deadline has passed."""
         late = (job for group in self._groups for job in group if job.deadline_s is not None)
         return self.discard([job for job in late if job.deadline_s is not None and job.deadline_s <= now_s])
-
-    def clear(self) -> list[WaitingJob]:
-        """Take everything out."""
-        jobs = [job for group in self._groups for job in group]
-        self._groups.clear()
-        return jobs

@@ -126,7 +126,3 @@ class Scheduler:
     def expired(self, now_s: float) -> list[WaitingJob]:
         """Take out every job whose deadline has passed."""
         return [*self.former.expired(now_s), *self.quarantine.expired(now_s)]
-
-    def clear(self) -> list[WaitingJob]:
-        """Take out everything that waits."""
-        return [*self.former.clear(), *self.quarantine.clear()]
