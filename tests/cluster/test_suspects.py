@@ -135,6 +135,16 @@ def test_a_lone_suspect_avoids_the_replica_it_failed_on() -> None:
     assert {slot.replica, again.replica} == {"bad", "good"}
 
 
+def test_who_has_not_failed_alone_goes_before_who_has() -> None:
+    quarantine = Quarantine()
+    quarantine.add([job("killer")])
+    quarantine.add([job("first")])
+    assert quarantine.failed(quarantine.take(), "r0") is None
+    quarantine.add([job("second")])
+    assert [quarantine.take()[0].key for _ in range(3)] == ["first", "second", "killer"]
+    assert quarantine.take() == []
+
+
 def test_suspects_expire_and_are_called_off_like_others() -> None:
     quarantine = Quarantine()
     jobs = [job(n, deadline_s=float(n)) for n in range(4)]
