@@ -1,4 +1,7 @@
-"""How a router's process and a replica's talk: one connection for a batch, a frame each way."""
+"""How a router's process and a replica's talk: one connection for a batch, a frame there, and two back.
+
+The first frame back says that the batch was taken; without it, it never ran. The second is the outcome.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import asyncio
 import struct
 from typing import Final
 
-__all__ = ["FAILED", "RAN", "read_frame", "write_frame"]
+__all__ = ["FAILED", "RAN", "TAKEN", "read_frame", "write_frame"]
 
+TAKEN: Final = b"\x02"
+"""The batch is here, and runs now."""
 RAN: Final = b"\x00"
 """What follows is the outcome."""
 FAILED: Final = b"\x01"

@@ -87,5 +87,11 @@ def read_history(path: Path) -> Iterator[Event]:
 
 def read_histories(directory: Path, name: str = "*") -> Iterator[Event]:
     """The events of all processes whose files fit `name`, a process after the other."""
-    for path in sorted(directory.glob(f"{name}.jsonl")):
+    for path in sorted(directory.glob(f"{name}.jsonl"), key=_life):
         yield from read_history(path)
+
+
+def _life(path: Path) -> tuple[str, int]:
+    """The lives of a process in their order: the tenth comes after the second."""
+    process, _, life = path.name.removesuffix(".jsonl").rpartition(".")
+    return (process, int(life)) if process else (life, 0)

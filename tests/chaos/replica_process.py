@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from chaos.engine import ChaosEngine
-from chaos.frames import FAILED, RAN, read_frame, write_frame
+from chaos.frames import FAILED, RAN, TAKEN, read_frame, write_frame
 from chaos.history import History
 from chaos.orders import Order
 from chaos.socket_pool import socket_of
@@ -61,7 +61,9 @@ class _ReplicaProcess:
     async def _answer(self, replica: Replica, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._batches += 1
         try:
-            await write_frame(writer, await self._run(replica, await read_frame(reader)))
+            message = await read_frame(reader)
+            await write_frame(writer, TAKEN)
+            await write_frame(writer, await self._run(replica, message))
         except (OSError, asyncio.IncompleteReadError):
             pass  # the router went away; what ran is in Redis
         finally:

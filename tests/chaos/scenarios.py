@@ -22,8 +22,8 @@ _OF_ALL: Final = {
     Wish.REFUSE: 0.01,
     Wish.RAISE: 0.0003,
     Wish.FLAKY: 0.005,
-    Wish.KILL: 0.0002,
-    Wish.EAT: 0.0002,
+    Wish.KILL: 0.0001,
+    Wish.EAT: 0.0001,
     Wish.CANCEL: 0.01,
     Wish.DEADLINE: 0.02,
 }
@@ -157,7 +157,10 @@ _LONG: Final = replace(
     MIXED,
     name="soak",
     topology=Topology(
-        producers=tuple(replace(traffic, trims=True, in_flight=1024, at_once=128) for traffic in _TWO_TENANTS),
+        producers=tuple(
+            replace(traffic, mix=_OF_ALL | {Wish.KILL: 0.00002}, trims=True, in_flight=1024, at_once=128)
+            for traffic in _TWO_TENANTS
+        ),
         retention_s=30.0,
     ),
     faults_s=3 * MIXED.faults_s,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from chaos.frames import FAILED, read_frame, write_frame
+from chaos.frames import FAILED, TAKEN, read_frame, write_frame
 from headrace_cluster.pool_port import BatchFailedError, ReplicaLostError
 
 __all__ = ["SocketPool", "socket_of"]
@@ -54,14 +54,15 @@ class SocketPool:
             reader, writer = await asyncio.open_unix_connection(socket_of(self._directory, replica))
         except OSError as error:
             raise ReplicaLostError(f"{replica} is not there: {error!r}", reached=False) from error
+        taken = False
         try:
-            try:
-                await write_frame(writer, batch)
-                reply = await read_frame(reader)
-            finally:
-                writer.close()
+            await write_frame(writer, batch)
+            taken = await read_frame(reader) == TAKEN
+            reply = await read_frame(reader)
         except (OSError, asyncio.IncompleteReadError) as error:
-            raise ReplicaLostError(f"{replica}: {error!r}") from error
+            raise ReplicaLostError(f"{replica}: {error!r}", reached=taken) from error
+        finally:
+            writer.close()
         if reply[:1] == FAILED:
             raise BatchFailedError(f"{replica}: {reply[1:].decode()}")
         return reply[1:]

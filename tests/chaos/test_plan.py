@@ -68,6 +68,16 @@ def test_an_order_survives_its_way_to_the_process(tmp_path: Path) -> None:
     assert Order.from_json(order.to_json()) == order
 
 
+def test_the_lives_of_a_process_are_read_in_their_order(tmp_path: Path) -> None:
+    for life in ("producer-0.10", "producer-0.9", "cluster", "replica-123"):
+        history = History(tmp_path, life)
+        history.note("phase", name=life)
+        history.close()
+    lives = [event.process for event in read_histories(tmp_path)]
+    assert lives.index("producer-0.9") < lives.index("producer-0.10")
+    assert sorted(lives) == ["cluster", "producer-0.10", "producer-0.9", "replica-123"]
+
+
 def test_a_history_is_read_up_to_where_a_kill_cut_it_short(tmp_path: Path) -> None:
     history = History(tmp_path, "router-0.1")
     history.note("deliver", jobs=[["a", 1]])
