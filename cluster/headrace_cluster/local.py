@@ -9,25 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
-import signal
-import socket
-import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from pydantic import SecretStr
 
-import ray
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace.server_check import check_server
 from headrace_cluster.app import application
 from headrace_cluster.embedded import EmbeddedServer
+from headrace_cluster.local_ray import local_ray, sigterm_interrupts, while_ray_lives
 from headrace_cluster.settings import ServiceConfig
 from ray import serve
 
@@ -35,9 +30,6 @@ __all__ = ["LocalService"]
 
 APP: Final = "headrace"
 _READY_S: Final = 180.0
-_OBJECT_STORE_BYTES: Final = 256 << 20
-_LONGEST_FOLDER: Final = 40
-"""Characters; Ray puts sockets 65 characters deeper, and the kernel takes 107."""
 
 
 class LocalService:
@@ -79,10 +71,10 @@ class LocalService:
 
     def __enter__(self) -> Self:
         with ExitStack() as starting:
-            starting.enter_context(_sigterm_interrupts())
+            starting.enter_context(sigterm_interrupts())
             self._find_models()
             self._have_redis(starting)
-            starting.enter_context(_local_ray(self._cpus(), verbose=self._verbose))
+            starting.enter_context(local_ray(self._cpus(), verbose=self._verbose))
             starting.enter_context(self._serving())
             self._wait_until_ready()
             self._running = starting.pop_all()
@@ -128,7 +120,7 @@ class LocalService:
             _deploy(application(self.config), APP, quietly=not self._verbose)
             yield
         finally:
-            serve.delete(APP)
+            while_ray_lives(lambda: serve.delete(APP))
 
     def _wait_until_ready(self) -> None:
         wanted = {model: sum(pool.replicas for pool in hosted.pools) for model, hosted in self.config.models.items()}
@@ -170,73 +162,3 @@ def _last_words(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     ours = [line.partition(": ")[2] for line in lines if line.startswith("headrace.errors.")]
     return (ours or lines)[-1]
-
-
-@contextmanager
-def _local_ray(cpus: int, *, verbose: bool) -> Iterator[None]:
-    """A Ray of our own in a directory of its own, both gone at the end; or the one that RAY_ADDRESS names."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    with ExitStack() as stack:
-        options: dict[str, Any] = {}
-        if address := os.environ.get("RAY_ADDRESS"):
-            _require_ray(address)
-        else:
-            options = {
-                "num_cpus": max(os.cpu_count() or 1, cpus),
-                "include_dashboard": False,
-                "object_store_memory": _OBJECT_STORE_BYTES,
-                "_temp_dir": stack.enter_context(_short_folder()),
-            }
-        stack.callback(ray.shutdown)
-        with _own_sigterm_handler_kept():
-            ray.init(log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR, **options)
-        yield
-
-
-def _require_ray(address: str) -> None:
-    """Ray itself takes two minutes to find out that nobody listens there."""
-    host, _, port = address.rpartition(":")
-    if host and "//" not in host and port.isdecimal():
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-        except OSError as error:
-            raise ConnectionError(f"no Ray answers at RAY_ADDRESS, {address}: {error.strerror or error}") from None
-
-
-def _short_folder() -> tempfile.TemporaryDirectory[str]:
-    parent = tempfile.gettempdir()
-    too_long = len(os.fsencode(parent)) > _LONGEST_FOLDER - len("/headrace-ray-12345678")
-    return tempfile.TemporaryDirectory(
-        prefix="headrace-ray-",
-        dir="/tmp" if too_long else parent,  # noqa: S108  # the folder in it is for its owner alone
-        ignore_cleanup_errors=True,  # Ray's processes may write a last line while it goes
-    )
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Have SIGTERM raise KeyboardInterrupt in the main thread, where there is a context to leave."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextmanager
-def _own_sigterm_handler_kept() -> Iterator[None]:
-    """`ray.init` takes SIGTERM for itself, and its handler ends the program without asking anybody."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if main:
-            with suppress(TypeError):  # a handler that was not set from Python
-                signal.signal(signal.SIGTERM, handler)

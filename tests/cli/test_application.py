@@ -57,12 +57,12 @@ done
 
 def test_the_shell_completes_commands_and_options() -> None:
     """With the script that `--show-completion` prints for the shell it is started from."""
-    lines = ["headrace su", "headrace be", "headrace bench tr", "headrace submit --pri"]
+    lines = ["headrace su", "headrace bench tr", "headrace submit --pri"]
     environment = os.environ | {"PATH": f"{HEADRACE.parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", "-c", COMPLETING, "bash", *lines], capture_output=True, text=True, env=environment, check=True
     )
-    assert done.stdout.splitlines() == ["submit", "bench", "transport", "--priority"]
+    assert done.stdout.splitlines() == ["submit", "transport", "--priority"]
 
 
 def test_the_completion_is_installed_for_the_shell(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -44,6 +45,17 @@ def test_sigterm_finishes_what_is_in_hand(place: Place) -> None:
     nothing_stays(place, processes)
     with EmbeddedServer(data) as server, Client(server.url) as client:
         assert client.result(receipt, timeout_s=5).ok
+
+
+def test_a_service_manager_may_stop_all_processes_at_once(place: Place) -> None:
+    """Ray's too: then there is nobody left to wait for, and it does not wait."""
+    process = place.start("--config", place.write({"models": {"echo": {"engine": {"kind": "echo"}}}}), "--json")
+    assert json.loads(next_line(process))["ready"]
+    processes = family(process.pid)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=STOP_S)
+    assert process.returncode == Exit.DONE
+    nothing_stays(place, processes)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -16,7 +16,7 @@ from support.waiting import eventually_sync
 
 __all__ = ["START_S", "STOP_S", "Place", "next_line", "nothing_stays"]
 
-START_S, STOP_S = 90, 60
+START_S, STOP_S = 90, 90
 
 
 @dataclass

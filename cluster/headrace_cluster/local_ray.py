@@ -1,0 +1,137 @@
+"""The Ray of a service on one machine: started in a folder of its own, stopped in order, and gone for certain.
+
+Ray takes SIGTERM for itself, waits a minute for a Ray that is gone, and leaves its folder behind; here it does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+
+__all__ = ["local_ray", "sigterm_interrupts", "while_ray_lives"]
+
+_OBJECT_STORE_BYTES: Final = 256 << 20
+_LONGEST_FOLDER: Final = 40
+"""Characters; Ray puts sockets 65 characters deeper, and the kernel takes 107."""
+_LOOK_EVERY_S: Final = 0.25
+_CONNECT_S: Final = 5.0
+_REMOVE_S: Final = 10.0
+
+
+@contextmanager
+def local_ray(cpus: int, *, verbose: bool) -> Iterator[None]:
+    """A Ray of our own in a directory of its own, both gone at the end; or the one that RAY_ADDRESS names."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if address := os.environ.get("RAY_ADDRESS"):
+            _require_ray(address)
+        else:
+            options = {
+                "num_cpus": max(os.cpu_count() or 1, cpus),
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+                "_temp_dir": stack.enter_context(_short_folder()),
+            }
+        stack.callback(ray.shutdown)
+        with _own_sigterm_handler_kept():
+            ray.init(log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR, **options)
+        yield
+
+
+def _require_ray(address: str) -> None:
+    """Ray itself takes two minutes to find out that nobody listens there."""
+    host, _, port = address.rpartition(":")
+    if host and "//" not in host and port.isdecimal():
+        try:
+            _connect(address)
+        except OSError as error:
+            raise ConnectionError(f"no Ray answers at RAY_ADDRESS, {address}: {error.strerror or error}") from None
+
+
+def _connect(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+
+
+def while_ray_lives(work: Callable[[], None]) -> None:
+    """Do something that needs Ray, and give it up if Ray goes meanwhile.
+
+    A service manager may stop all processes of a service at once. Ray's client would wait a minute for those that
+    are gone, and then end this process without asking it.
+    """
+    address, done = ray.get_runtime_context().gcs_address, Future[None]()
+    threading.Thread(target=_fulfil, args=(done, work), name="headrace-ray", daemon=True).start()
+    while True:
+        with suppress(TimeoutError):
+            return done.result(_LOOK_EVERY_S)
+        try:
+            _connect(address)
+        except OSError:
+            return None
+
+
+def _fulfil(done: Future[None], work: Callable[[], None]) -> None:
+    try:
+        work()
+    except BaseException as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+
+
+@contextmanager
+def _short_folder() -> Iterator[str]:
+    """A folder that is gone at the end, though Ray's last processes may still write there."""
+    parent = tempfile.gettempdir()
+    too_long = len(os.fsencode(parent)) > _LONGEST_FOLDER - len("/headrace-ray-12345678")
+    folder = Path(tempfile.mkdtemp(prefix="headrace-ray-", dir="/tmp" if too_long else parent))  # noqa: S108  # 0700
+    try:
+        yield str(folder)
+    finally:
+        deadline = time.monotonic() + _REMOVE_S
+        while folder.exists() and time.monotonic() < deadline:
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(_LOOK_EVERY_S if folder.exists() else 0)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Have SIGTERM raise KeyboardInterrupt in the main thread, where there is a context to leave."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _own_sigterm_handler_kept() -> Iterator[None]:
+    """`ray.init` takes SIGTERM for itself, and its handler ends the program without asking anybody."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main:
+            with suppress(TypeError):  # a handler that was not set from Python
+                signal.signal(signal.SIGTERM, handler)
