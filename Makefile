@@ -29,7 +29,8 @@ demo: install ## quantize a real model, serve it and embed real texts through it
 	$(BIN)/headrace demo
 
 test: install ## run every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS) --ignore tests/ray --ignore tests/chaos
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/ray tests/chaos # whole clusters, one after the other
 
 fuzz: install ## a million damaged messages for every decoder (FUZZ_ARGS="--inputs N --seed N")
 	PYTHONPATH=tests $(BIN)/python -m wire.fuzz $(FUZZ_ARGS)

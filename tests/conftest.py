@@ -22,14 +22,6 @@ settings.register_profile("headrace", deadline=None, suppress_health_check=[Heal
 settings.load_profile("headrace")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the run: what starts whole clusters stays together in one of them."""
-    for item in items:
-        if item.path.parent.name in ("ray", "chaos"):
-            item.add_marker(pytest.mark.xdist_group("clusters"))
-
-
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[EmbeddedServer]:
     """One real server for the whole run."""
