@@ -163,6 +163,7 @@ _LONG: Final = replace(
         ),
         retention_s=30.0,
     ),
+    faults={**MIXED.faults, FaultKind.KILL_REPLICA: 24},
     faults_s=3 * MIXED.faults_s,
     baseline_s=10.0,
     calm_s=12.0,
