@@ -26,6 +26,8 @@ log = logging.getLogger("headrace.lease")
 
 _RETRY_S: Final = 0.2
 _LOOK_EVERY_S: Final = 0.005
+_REGULAR: Final = 2 / 3
+"""Within which part of a lease the next beat follows, unless something was wrong."""
 
 
 class LeaseState:
@@ -51,8 +53,8 @@ class LeaseState:
                 the time to say so.
         """
         first = self._beaten_s == float("-inf")
-        if first or not stood:
-            self.lapses += not first
+        self.lapses += not first and not stood
+        if first or not stood or not self._regular(sent_s):
             self._unbroken_since_s = float("-inf") if first and old_server else sent_s
         self._beaten_s = max(self._beaten_s, sent_s)
 
@@ -63,10 +65,14 @@ class LeaseState:
     def may_reap(self, now_s: float) -> bool:
         """Whether others without a heartbeat are dead for certain.
 
-        After the server was away, heartbeats are gone that were alive; whoever has held his own for a whole
-        lease since knows that the others have had the time to set theirs.
+        After the server was away, heartbeats are gone that were alive; whoever has beaten regularly for a whole
+        lease since knows that the others have had the time to beat, too. That his own key stands still tells
+        less: another's last beat may have been a little earlier.
         """
-        return self.held(now_s) and now_s - self._unbroken_since_s >= self._ttl_s
+        return self._regular(now_s) and now_s - self._unbroken_since_s >= self._ttl_s
+
+    def _regular(self, now_s: float) -> bool:
+        return now_s < self._beaten_s + _REGULAR * self._ttl_s
 
 
 class Lease:

@@ -45,9 +45,23 @@ def test_after_a_lapse_nobody_reaps_for_a_whole_lease() -> None:
     state.beaten(0.0, stood=False, old_server=True)
     state.beaten(10.0, stood=False, old_server=True)
     assert state.lapses == 1
-    assert not state.may_reap(12.9)
-    state.beaten(12.9, stood=True)
+    for now_s in (11.0, 12.0, 12.9):
+        assert not state.may_reap(now_s)
+        state.beaten(now_s, stood=True)
     assert state.may_reap(13.0)
+
+
+def test_after_an_outage_that_his_own_key_outlived_nobody_reaps_either() -> None:
+    """The key of another, who had beaten a second before, is gone, and he had no chance to set it again."""
+    state = LeaseState(TTL_S)
+    state.beaten(0.0, stood=False, old_server=True)
+    assert not state.may_reap(2.4)
+    state.beaten(2.5, stood=True)
+    assert state.lapses == 0
+    for now_s in (3.5, 4.5, 5.4):
+        assert not state.may_reap(now_s)
+        state.beaten(now_s, stood=True)
+    assert state.may_reap(5.5)
 
 
 def test_who_does_not_hold_his_own_does_not_reap() -> None:
