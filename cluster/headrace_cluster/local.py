@@ -45,7 +45,7 @@ class LocalService:
 
     Entering raises:
         RedisError: the server that is named does not answer or does not fit, or an embedded one cannot be had.
-        ConnectionError: there is no Ray where RAY_ADDRESS says.
+        ConnectionError: there is no Ray where RAY_ADDRESS says, or this process is connected to one already.
         ModelLoadError: a model cannot be loaded.
         HeadraceError: the replicas are not ready in time.
     """
@@ -120,7 +120,7 @@ class LocalService:
             _deploy(application(self.config), APP, quietly=not self._verbose)
             yield
         finally:
-            while_ray_lives(lambda: serve.delete(APP))
+            while_ray_lives(_deleting(APP))
 
     def _wait_until_ready(self) -> None:
         wanted = {model: sum(pool.replicas for pool in hosted.pools) for model, hosted in self.config.models.items()}
@@ -136,6 +136,15 @@ class LocalService:
         """For each model, what one of the routers did so far and holds now."""
         counts: dict[str, dict[str, Any]] = serve.get_app_handle(APP).counts.remote().result(timeout_s=30)
         return counts
+
+
+def _deleting(name: str) -> Iterator[None]:
+    """Delete an application, step by step; its routers finish what they hold meanwhile."""
+    serve.delete(name, _blocking=False)
+    yield
+    while name in serve.status().applications:
+        yield
+        time.sleep(0.05)
 
 
 def _deploy(app: serve.Application, name: str, *, quietly: bool) -> None:

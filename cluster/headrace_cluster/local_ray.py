@@ -13,7 +13,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -33,7 +33,13 @@ _REMOVE_S: Final = 10.0
 
 @contextmanager
 def local_ray(cpus: int, *, verbose: bool) -> Iterator[None]:
-    """A Ray of our own in a directory of its own, both gone at the end; or the one that RAY_ADDRESS names."""
+    """A Ray of our own in a directory of its own, both gone at the end; or the one that RAY_ADDRESS names.
+
+    Raises:
+        ConnectionError: nobody answers there, or this process has a Ray already, which is left as it is.
+    """
+    if ray.is_initialized():
+        raise ConnectionError("this process is connected to a Ray already: call ray.shutdown() first")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with ExitStack() as stack:
@@ -68,26 +74,32 @@ def _connect(address: str) -> None:
     socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
 
 
-def while_ray_lives(work: Callable[[], None]) -> None:
-    """Do something that needs Ray, and give it up if Ray goes meanwhile.
+def while_ray_lives(steps: Iterator[None]) -> None:
+    """Do something that needs Ray, step by step, and give it up if Ray goes meanwhile.
 
     A service manager may stop all processes of a service at once. Ray's client would wait a minute for those that
-    are gone, and then end this process without asking it.
+    are gone, and then end this process without asking it. Nothing may be asked of it after that, either: it would
+    start a new Ray.
     """
-    address, done = ray.get_runtime_context().gcs_address, Future[None]()
-    threading.Thread(target=_fulfil, args=(done, work), name="headrace-ray", daemon=True).start()
-    while True:
-        with suppress(TimeoutError):
-            return done.result(_LOOK_EVERY_S)
-        try:
-            _connect(address)
-        except OSError:
-            return None
-
-
-def _fulfil(done: Future[None], work: Callable[[], None]) -> None:
+    address, done, given_up = ray.get_runtime_context().gcs_address, Future[None](), threading.Event()
+    threading.Thread(target=_walk, args=(steps, done, given_up), name="headrace-ray", daemon=True).start()
     try:
-        work()
+        while True:
+            with suppress(TimeoutError):
+                return done.result(_LOOK_EVERY_S)
+            try:
+                _connect(address)
+            except OSError:
+                return None
+    finally:
+        given_up.set()
+
+
+def _walk(steps: Iterator[None], done: Future[None], given_up: threading.Event) -> None:
+    try:
+        for _ in steps:
+            if given_up.is_set():
+                return
     except BaseException as error:
         done.set_exception(error)
     else:

@@ -1,52 +1,16 @@
-"""One real service for all tests in here: Ray, Serve, a router and replicas in actors, and a real model."""
+"""Where services of their own run, each with a Ray of its own: one after the other."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from headrace import AsyncClient
-from headrace_cluster.bench.models import packaged_encoder
-from headrace_cluster.local import LocalService
-from headrace_cluster.settings import load_config
 from support.serving import Place
-
-
-@pytest.fixture(scope="session")
-def service() -> Iterator[LocalService]:
-    """Hosts `echo` twice, `minilm` in int8, and `fragile`, which does what its jobs ask for.
-
-    Of the four cores that it claims it leaves a fifth of one to what a test deploys beside it.
-    """
-    config = load_config(
-        {
-            "models": {
-                "echo": {"engine": {"kind": "echo"}, "pools": [{"replicas": 2, "cpus": 0.4}]},
-                "minilm": {"engine": {"kind": "encoder", "model": str(packaged_encoder())}},
-                "fragile": {
-                    "engine": {"kind": "custom", "target": "support.engines:FragileEngine"},
-                    "pools": [{"name": "one", "cpus": 0.5}, {"name": "two", "cpus": 0.5}],
-                    "batching": {"max_jobs": 4},
-                    "call_timeout_s": 5,
-                },
-            }
-        }
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)  # actors find `support` too
-        with LocalService(config, fsync="always") as running:
-            yield running
-
-
-@pytest.fixture
-async def client(service: LocalService) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(service.url) as connected:
-        yield connected
 
 
 @pytest.fixture

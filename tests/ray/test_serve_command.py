@@ -15,12 +15,7 @@ import pytest
 
 from headrace import Client, Job, JobState
 from headrace.cli.output import Exit
-from headrace.errors import ModelLoadError
-from headrace_cluster.app import application
 from headrace_cluster.embedded import EmbeddedServer
-from headrace_cluster.local import LocalService, _deploy
-from headrace_cluster.settings import load_config
-from ray import serve
 from support.processes import family
 from support.serving import START_S, STOP_S, Place, next_line, nothing_stays
 from support.waiting import eventually_sync
@@ -159,19 +154,3 @@ def test_wrong_arguments(
     """Exit status 2."""
     status, error = refused(*arguments)
     assert (status, error["code"], error["message"]) == (Exit.USAGE, code, said)
-
-
-def test_a_model_that_no_replica_can_load(service: LocalService) -> None:
-    """What the replica said is the error; Serve's own says only which deployment it was."""
-    engine = {"kind": "custom", "target": "support.engines:NoSuchEngine"}
-    small = {"cpus": 0.05}
-    config = load_config(
-        {"models": {"bad": {"engine": engine, "pools": [small]}}, "router": small, "redis_url": service.url}
-    )
-    try:
-        with pytest.raises(ModelLoadError) as caught:
-            _deploy(application(config), "broken", quietly=True)
-    finally:
-        serve.delete("broken")
-    said = "bad@cpu: support.engines:NoSuchEngine: support.engines has no class NoSuchEngine"
-    assert str(caught.value) == said

@@ -1,10 +1,10 @@
-"""A deployed application whose Redis does not fit: the deployment fails, and says why."""
+"""An application that cannot run: its deployment fails, and says why."""
 
 from __future__ import annotations
 
 import pytest
 
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, ModelLoadError
 from headrace_cluster.app import application
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.local import LocalService, _deploy
@@ -14,7 +14,6 @@ from ray import serve
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.mark.usefixtures("service")
 def test_an_evicting_server(service: LocalService) -> None:
     """The router refuses to start before it has told anybody of its models; Serve shows its words."""
     options = {"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}
@@ -28,3 +27,19 @@ def test_an_evicting_server(service: LocalService) -> None:
         finally:
             serve.delete("unfit")
     assert service.counts()
+
+
+def test_a_model_that_no_replica_can_load(service: LocalService) -> None:
+    """What the replica said is the error; Serve's own says only which deployment it was."""
+    engine = {"kind": "custom", "target": "support.engines:NoSuchEngine"}
+    small = {"cpus": 0.05}
+    config = load_config(
+        {"models": {"bad": {"engine": engine, "pools": [small]}}, "router": small, "redis_url": service.url}
+    )
+    try:
+        with pytest.raises(ModelLoadError) as caught:
+            _deploy(application(config), "broken", quietly=True)
+    finally:
+        serve.delete("broken")
+    said = "bad@cpu: support.engines:NoSuchEngine: support.engines has no class NoSuchEngine"
+    assert str(caught.value) == said

@@ -120,3 +120,10 @@ async def test_unknown_models_are_refused_at_once(client: AsyncClient) -> None:
     """A typing error does not wait for an answer that never comes."""
     with pytest.raises(UnknownModelError, match="no service has registered"):
         await client.submit(Job(model="minilmm", input="x"))
+
+
+def test_a_second_service_in_one_process(service: LocalService) -> None:
+    """It is refused, and the first goes on: Ray knows one cluster a process, and would give up the first."""
+    with pytest.raises(ConnectionError, match=r"call ray.shutdown\(\) first"), LocalService(service.config):
+        pass
+    assert service.counts()

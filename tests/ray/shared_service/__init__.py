@@ -1,0 +1,1 @@
+"""What one running service is enough for. A package, so that it ends before others start Rays of their own."""
