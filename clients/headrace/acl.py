@@ -137,7 +137,7 @@ PROFILES: Final = {
         Profile(
             "worker",
             "routers and replicas",
-            (scripts.COMPLETE, scripts.RETRY, scripts.SWEEP, scripts.REAP, scripts.RELEASE),
+            (scripts.COMPLETE, scripts.RETRY, scripts.SWEEP, scripts.REAP, scripts.RELEASE, scripts.BLAME),
             f"{_CONNECTION} {_CALLING} info",
             _worker,
         ),

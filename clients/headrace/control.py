@@ -42,7 +42,7 @@ async def _deliveries(client: redis.asyncio.Redis, model: str, record: Record) -
     """How often a waiting job was delivered to a router."""
     lane, entry_id = keys_of(model).lanes[record.lane], record.entry_id
     pending = await execute(client, "XPENDING", lane, GROUP, entry_id, entry_id, 1)
-    return int(pending[0][3]) if pending else 0
+    return int(pending[0][3]) % scripts.LONE_FAILURE if pending else 0
 
 
 async def cancel_jobs(client: redis.asyncio.Redis, model: str, job_ids: Sequence[str]) -> list[CancelOutcome]:

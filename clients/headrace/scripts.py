@@ -24,6 +24,7 @@ from headrace.messages.envelope import WIRE_VERSION
 from headrace.messages.job import CancelOutcome, SubmitOutcome
 
 __all__ = [
+    "LONE_FAILURE",
     "MAX_JOBS",
     "Answer",
     "Audit",
@@ -33,6 +34,7 @@ __all__ = [
     "RetryOutcome",
     "Script",
     "audit",
+    "blame",
     "cancel",
     "complete",
     "load",
@@ -45,6 +47,9 @@ __all__ = [
 ]
 
 MAX_JOBS: Final = 128
+
+LONE_FAILURE: Final = 100
+"""What a failure alone counts for among the deliveries of a pending job."""
 
 _LOADS: Final = 4
 """How often a script is loaded for one call: a server may be restarted, or flushed, right after it."""
@@ -82,8 +87,9 @@ RELEASE: Final = Script("release")
 CANCEL: Final = Script("cancel")
 REPLAY: Final = Script("replay")
 AUDIT: Final = Script("audit")
+BLAME: Final = Script("blame")
 
-ALL: Final = (SUBMIT, COMPLETE, RETRY, SWEEP, REAP, RELEASE, CANCEL, REPLAY, AUDIT)
+ALL: Final = (SUBMIT, COMPLETE, RETRY, SWEEP, REAP, RELEASE, BLAME, CANCEL, REPLAY, AUDIT)
 
 
 async def load(client: redis.asyncio.Redis) -> None:
@@ -180,6 +186,8 @@ class Reaped(NamedTuple):
     entry_id: bytes
     deliveries: int
     """How often a router had it, this time included."""
+    lone_failures: int
+    """How often it failed while it ran alone on its replica."""
     cancelling: bool
     """Whether somebody has asked for it to be cancelled."""
     fields: Sequence[bytes]
@@ -188,7 +196,17 @@ class Reaped(NamedTuple):
 async def reap(client: redis.asyncio.Redis, model: str, consumer: str, limit: int = MAX_JOBS) -> list[Reaped]:
     """Take over at most `limit` jobs of consumers without a heartbeat."""
     rows = await REAP(client, keys_of(model).prefix, [consumer, limit])
-    return [Reaped(lane, entry, count, state == b"cancelling", fields) for lane, entry, count, state, fields in rows]
+    return [
+        Reaped(lane, entry, count % LONE_FAILURE, count // LONE_FAILURE, state == b"cancelling", fields)
+        for lane, entry, count, state, fields in rows
+    ]
+
+
+async def blame(
+    client: redis.asyncio.Redis, model: str, consumer: str, *, lane: int, entry_id: str, lone_failures: int
+) -> bool:
+    """Note how often a job failed alone, for the next router. False if this consumer has it no more."""
+    return int(await BLAME(client, keys_of(model).prefix, [consumer, lane, entry_id, lone_failures])) == 1
 
 
 async def release(client: redis.asyncio.Redis, model: str, consumer: str) -> None:

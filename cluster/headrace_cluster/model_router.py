@@ -233,7 +233,8 @@ class ModelRouter:
             self.counts.reaped += 1
             if row.cancelling:
                 self._ender.cancel([job])
-            elif row.deliveries >= _SUSPECT_FROM:
+            elif row.lone_failures or row.deliveries >= _SUSPECT_FROM:
+                job.lone_failures = row.lone_failures
                 self.scheduler.quarantine.add([job])
             else:
                 self.scheduler.former.add(job)
@@ -313,6 +314,21 @@ class ModelRouter:
         convicted = self.scheduler.failed(jobs, slot, now_s, died=died)
         if convicted is not None:
             self._ender.convict(convicted, failure, died=died)
+        elif jobs[0].lone_failures:
+            self._spawn(self._blame(jobs[0]))
+
+    async def _blame(self, job: WaitingJob) -> None:
+        """Have the next router know, should this one die before the job's second trial."""
+        entry = job.key
+        with suppress(RedisError):
+            await scripts.blame(
+                self._redis,
+                self.model,
+                self._lease.consumer,
+                lane=entry.lane,
+                entry_id=entry.entry_id,
+                lone_failures=job.lone_failures,
+            )
 
     async def _call(self, slot: Slot, message: bytes) -> bytes:
         """Call the replica. One that does not come back in time is killed.

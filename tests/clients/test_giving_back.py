@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from headrace.errors import FailureCode
 from headrace.keys import GROUP, keys_of
 from headrace.messages import LaneEntry
 from headrace.registry import Limits
-from headrace.scripts import GiveBack, RetryOutcome, reap, release, retry, sweep
+from headrace.scripts import GiveBack, RetryOutcome, blame, reap, release, retry, sweep
 from support.by_hand import HandService
 from support.waiting import eventually
 
@@ -169,6 +170,38 @@ async def test_released_jobs_count_as_if_never_read(service: HandService, client
 
 async def test_releasing_nothing(service: HandService) -> None:
     await release(service.redis, MODEL, "nobody")
+
+
+# -- blame ---------------------------------------------------------------------------------------------------------
+
+
+async def test_blame_is_handed_over_with_the_job(service: HandService, client: AsyncClient) -> None:
+    """Through an orderly end and through a death; and nobody sees it in the count of deliveries."""
+    receipt = await client.submit(job("suspect"))
+    [entry] = await read_as(service, "first")
+    where: Any = {"lane": entry.lane, "entry_id": entry.entry_id}
+    assert await blame(service.redis, MODEL, "first", **where, lone_failures=1)
+    assert (await client.status(receipt)).deliveries == 1
+    await release(service.redis, MODEL, "first")
+    for deliveries, reaper in enumerate(("second", "third"), start=1):
+        await beat(service, reaper)
+        [row] = await reap(service.redis, MODEL, reaper)
+        assert (row.deliveries, row.lone_failures) == (deliveries, 1)
+        await service.redis.delete(KEYS.heartbeat(reaper))
+    assert await blame(service.redis, MODEL, "third", **where, lone_failures=2)
+    await beat(service, "fourth")
+    [row] = await reap(service.redis, MODEL, "fourth")
+    assert (row.deliveries, row.lone_failures) == (3, 2)
+    await service.answer(entry)
+
+
+async def test_who_has_a_job_no_more_blames_nobody(service: HandService, client: AsyncClient) -> None:
+    await client.submit(job("suspect"))
+    [entry] = await read_as(service, "first")
+    where: Any = {"lane": entry.lane, "entry_id": entry.entry_id}
+    assert not await blame(service.redis, MODEL, "second", **where, lone_failures=1)
+    await service.answer(entry)
+    assert not await blame(service.redis, MODEL, "first", **where, lone_failures=1)
 
 
 # -- after a router's death ----------------------------------------------------------------------------------------

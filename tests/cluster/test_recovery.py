@@ -187,6 +187,30 @@ async def test_a_poison_job_is_found_and_set_aside(redis_url: str) -> None:
     assert b" job-17 " in letter[letter.index(b"e") + 1]
 
 
+async def test_what_one_router_found_out_the_next_one_knows(redis_url: str) -> None:
+    """A job that had failed alone once is convicted by its second failure, though the first router died between."""
+    first = PlainService(redis_url, MODEL, policy=policy(), consumer="first")
+    mortal = Mortal(first.replicas["replica-0"], {"job-0"})
+    first.pool.replicas = {"replica-0": mortal}
+    first.router.scheduler.slots._suspension_s = 60  # so that it dies before it tries again
+    async with AsyncClient(redis_url) as client:
+        await first.__aenter__()
+        receipt = await client.submit(jobs(1)[0])
+        await eventually(lambda: _blamed(client))
+        await crash(first)
+        second = PlainService(redis_url, MODEL, policy=policy(), consumer="second")
+        second.pool.replicas = {"replica-0": mortal}
+        async with second:
+            result = await client.result(receipt, timeout_s=10)
+        assert (result.status, mortal.deaths) == (Status.DEAD, 2)
+    await first.replicas["replica-0"].close()
+
+
+async def _blamed(client: AsyncClient) -> bool:
+    pending = await execute(client._redis, "XPENDING", keys_of(MODEL).lanes[1], GROUP, "-", "+", 1)
+    return bool(pending) and pending[0][3] >= scripts.LONE_FAILURE
+
+
 # -- retries -------------------------------------------------------------------------------------------------------
 
 
