@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
@@ -34,7 +35,6 @@ from headrace_cluster.model_router import ModelRouter
 from headrace_cluster.redis_address import RedisAddress
 from headrace_cluster.serve_pool import JoinedPools, PoolReplica, ServePool
 from headrace_cluster.settings import ModelConfig, PoolConfig, ServiceConfig, load_config
-from ray import serve
 
 __all__ = ["BuildArgs", "RouterReplica", "application", "build", "pool_name"]
 
@@ -110,7 +110,7 @@ def _pool(config: ServiceConfig, model: str, hosted: ModelConfig, pool: PoolConf
         health_check_period_s=1,
         health_check_timeout_s=30,
     )
-    return deployment.bind(model, hosted.engine, config.redis_address, pool.threads)
+    return deployment.bind(model, hosted.engine, config.redis_address, pool.threads, pool.device)
 
 
 class RouterReplica:

@@ -17,6 +17,9 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from pydantic import SecretStr
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus
 
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace.server_check import check_server
@@ -24,7 +27,6 @@ from headrace_cluster.app import application
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.local_ray import local_ray, sigterm_interrupts, while_ray_lives
 from headrace_cluster.settings import ServiceConfig
-from ray import serve
 
 __all__ = ["LocalService"]
 
@@ -139,10 +141,15 @@ class LocalService:
 
 
 def _deleting(name: str) -> Iterator[None]:
-    """Delete an application, step by step; its routers finish what they hold meanwhile."""
-    serve.delete(name, _blocking=False)
+    """Delete an application, step by step; its routers finish what they hold meanwhile.
+
+    Not by `serve.delete`, which starts a new Ray if it finds none.
+    """
+    controller = _get_global_client()
     yield
-    while name in serve.status().applications:
+    controller.delete_apps([name], blocking=False)
+    yield
+    while controller.get_serve_status(name).app_status.status != ApplicationStatus.NOT_STARTED:
         yield
         time.sleep(0.05)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
+import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.constants import SERVE_NAMESPACE
 from ray.serve.exceptions import RayServeException, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-import ray
 from headrace_cluster.pool_port import BatchFailedError, PoolPort, ReplicaLostError
 from headrace_cluster.redis_address import RedisAddress
 from headrace_cluster.replicas import replicas_of
@@ -32,11 +32,14 @@ class PoolReplica:
         engine: which engine, on what.
         redis: where answers go.
         threads: compute threads.
+        device: where the model runs.
     """
 
-    def __init__(self, model: str, engine: EngineConfig, redis: RedisAddress, threads: int) -> None:
+    def __init__(
+        self, model: str, engine: EngineConfig, redis: RedisAddress, threads: int, device: Literal["cpu", "cuda"]
+    ) -> None:
         node.prepare_process(threads)  # before anything is measured or packed
-        self._replica = Replica(model, make_engine(engine), redis_url=redis.resolve())
+        self._replica = Replica(model, make_engine(engine, device=device), redis_url=redis.resolve())
 
     async def run(self, _replica: str, batch: bytes) -> bytes:
         """Run a packed batch. The first argument is for `DirectRouter`, which has read it by now."""

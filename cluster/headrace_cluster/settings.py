@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
@@ -39,7 +39,7 @@ class PoolConfig(_Config):
     cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
     """Cores of one replica; its engine uses as many threads, at least one."""
     gpus: Annotated[float, Field(ge=0, le=64)] = 0.0
-    """GPUs of one replica, as Ray counts them."""
+    """GPUs of one replica, as Ray counts them; with any, the model runs there."""
     batches_per_replica: Annotated[int, Field(ge=1, le=16)] = 2
     """Batches one router may have at one replica: one runs, the others are prepared."""
 
@@ -47,6 +47,11 @@ class PoolConfig(_Config):
     def threads(self) -> int:
         """Compute threads of one replica."""
         return max(1, int(self.cpus))
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where its engines run."""
+        return "cuda" if self.gpus else "cpu"
 
 
 _Patience = Annotated[float, Field(ge=0, le=86_400)]

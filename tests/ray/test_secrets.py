@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import ray
+from ray import serve
+
 from headrace import Client, Job
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.local import LocalService
 from headrace_cluster.settings import load_config
-from ray import serve
 from support.redis_cluster import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

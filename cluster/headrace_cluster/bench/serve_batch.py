@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from headrace_cluster.bench.inprocess import Layout
 from ray import serve
+
+from headrace_cluster.bench.inprocess import Layout
 
 __all__ = ["measure_serve_batch"]
 

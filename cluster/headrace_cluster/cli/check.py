@@ -85,7 +85,7 @@ def _check_model(name: str, hosted: ModelConfig) -> dict[str, Any]:
 
     node.prepare_process(hosted.pools[0].threads)
     try:
-        engine = make_engine(hosted.engine)
+        engine = make_engine(hosted.engine, device=hosted.pools[0].device)
         started = time.perf_counter()
         _answer_example(engine)
     except (ArtifactError, ModelLoadError) as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from headrace import Client, Job
@@ -13,7 +14,6 @@ from headrace_cluster import app
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.local import LocalService
 from headrace_cluster.settings import load_config
-from ray import serve
 from support.breakable import BreakableRouter
 from support.waiting import eventually_sync
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from ray import serve
 
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace_cluster.app import application
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.local import LocalService, _deploy
 from headrace_cluster.settings import load_config
-from ray import serve
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

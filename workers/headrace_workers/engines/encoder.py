@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from headrace.errors import FailureCode
 from headrace_workers import node
@@ -31,7 +32,7 @@ from headrace_workers.engines.tasks import (
 from headrace_workers.kernels.selection import Policy
 from headrace_workers.models.loading import LoadedModel, load_model, max_tokens_of
 from headrace_workers.models.pooling import read_pooling
-from headrace_workers.models.preparing import Precision, prepare_model
+from headrace_workers.models.preparing import Device, Precision, prepare_model
 from headrace_workers.models.source import ModelSource, find_source
 from headrace_workers.models.tokenizer import Tokenized, load_tokenizer
 
@@ -42,7 +43,10 @@ log = logging.getLogger(__name__)
 Overlong = Literal["error", "truncate"]
 
 MAX_TOKENS_PER_PASS: Final = 1024
-"""Tokens that go through the model together, unless one text has more."""
+"""Tokens that go through the model together on a CPU, unless one text has more: what suits its caches."""
+
+_MAX_TOKENS_PER_GPU_PASS: Final = 16_384
+"""The same on a GPU, whose units want filling."""
 
 _EXAMPLE: Final = "A headrace is the channel that leads water to the mill wheel."
 _PROBES: Final = (_EXAMPLE, "Short.", "One text more, neither long nor short; the others differ in length.")
@@ -50,18 +54,20 @@ _LONG_PROBE_TOKENS: Final = 160
 
 
 class EncoderEngine:
-    """Runs an encoder on the CPU. Construct it in the process, and use `run` from one thread at a time.
+    """Runs an encoder. Construct it in the process, and use `run` from one thread at a time.
 
     Args:
         model: an artifact, a Hugging Face folder, or a hub id.
         task: what to use it for; None: what its files say.
-        precision: `int8` (quantized at load if the model is not), `fp32`, or `bf16` where the processor has it.
+        precision: `int8` (quantized at load if the model is not), `fp32`, `bf16` where the processor has it, or
+            `fp16` on a GPU, which also computes with int8 weights in fp16.
         variant: which variant of an artifact.
         max_tokens: refuse or cut longer texts, also where the model could take more; None: the model's own limit.
-        max_tokens_per_pass: tokens that go through the model together.
+        max_tokens_per_pass: tokens that go through the model together; None: a good number for the device.
         overlong: what happens to longer texts unless their job says otherwise.
         kernels: how kernels are chosen: by measurement, or `int8` or `fp32` without one.
         threads: compute threads; None: as the process is set up already.
+        device: `cpu`, or `cuda` for the GPU that this process sees.
 
     Raises:
         ModelLoadError: the model cannot be loaded, or does not do the task.
@@ -76,10 +82,11 @@ class EncoderEngine:
         precision: Precision = "int8",
         variant: str = "int8",
         max_tokens: int | None = None,
-        max_tokens_per_pass: int = MAX_TOKENS_PER_PASS,
+        max_tokens_per_pass: int | None = None,
         overlong: Overlong = "error",
         kernels: Policy = "measured",
         threads: int | None = None,
+        device: Device = "cpu",
     ) -> None:
         started_s = time.perf_counter()
         if threads is not None:
@@ -87,15 +94,18 @@ class EncoderEngine:
         source = find_source(model)
         loaded = load_model(source, source.task(task), variant=variant)
         self._truncate = overlong == "truncate"
-        self._max_tokens_per_pass = max_tokens_per_pass
+        fitting = MAX_TOKENS_PER_PASS if device == "cpu" else _MAX_TOKENS_PER_GPU_PASS
+        self._max_tokens_per_pass = max_tokens_per_pass or fitting
         self._tokenizer = load_tokenizer(source, _limit(source, loaded, max_tokens))
         self._head = _head_of(source, loaded)
-        self._runner, details = prepare_model(loaded, self._probes(), precision=precision, kernels=kernels)
+        self._runner, details = prepare_model(
+            loaded, self._probes(), precision=precision, kernels=kernels, device=device
+        )
         node.give_memory_back()
         self.info = EngineInfo(
             variant=precision if source.artifact is None else variant,
             task=loaded.task,
-            device="cpu",
+            device=device,
             load_s=time.perf_counter() - started_s,
             details={**details, **self._head.describe(), "max_tokens": self._tokenizer.max_tokens},
         )
@@ -141,7 +151,12 @@ class EncoderEngine:
 
     def run(self, items: Sequence[Prepared]) -> list[Any]:
         """Answer prepared jobs, in order; an answer does not depend on the others."""
-        return [answer for texts in self._passes(items) for answer in self._run_pass(texts)]
+        answers: list[Any] = []
+        started: tuple[list[Text], Tensor, list[int]] | None = None
+        for texts in self._passes(items):
+            before, started = started, (texts, *self._runner([text.tokens.ids for text in texts]))
+            answers += self._answers(before)  # meanwhile a GPU runs the pass that was just started
+        return answers + self._answers(started)
 
     def _passes(self, items: Sequence[Prepared]) -> Iterator[list[Text]]:
         """The items cut into passes of at most `max_tokens_per_pass`; a longer text has a pass of its own."""
@@ -156,9 +171,11 @@ class EncoderEngine:
         if texts:
             yield texts
 
-    def _run_pass(self, texts: list[Text]) -> list[Any]:
-        rows, counts = self._runner([text.tokens.ids for text in texts])
-        return self._head.answers(texts, rows.numpy(), counts)
+    def _answers(self, started: tuple[list[Text], Tensor, list[int]] | None) -> list[Any]:
+        if started is None:
+            return []
+        texts, rows, counts = started
+        return self._head.answers(texts, rows.cpu().numpy(), counts)
 
     # -- about ------------------------------------------------------------------------------------------
 

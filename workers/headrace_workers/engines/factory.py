@@ -44,8 +44,9 @@ class EngineConfig(BaseModel):
     """encoder: an artifact's directory, a Hugging Face folder, or a hub id."""
     task: Literal["embedding", "sequence_classification", "token_classification"] | None = None
     """encoder: what to use the model for; None: what its files say."""
-    precision: Literal["int8", "fp32", "bf16"] = "int8"
-    """encoder: what to compute in. A plain model is quantized as it is loaded."""
+    precision: Literal["int8", "fp32", "bf16", "fp16"] = "int8"
+    """encoder: what to compute in. A plain model is quantized as it is loaded. fp16 is for GPUs, which use it for int8
+    weights, too."""
     variant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = "int8"
     """encoder: which variant of an artifact."""
     max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
@@ -73,8 +74,12 @@ class EngineConfig(BaseModel):
         return self
 
 
-def make_engine(config: EngineConfig) -> Engine:
+def make_engine(config: EngineConfig, *, device: Literal["cpu", "cuda"] = "cpu") -> Engine:
     """The engine that the configuration asks for, in a process that `node.prepare_process` has set up.
+
+    Args:
+        config: which engine.
+        device: where its model runs; an engine of the user's own finds its device itself.
 
     Raises:
         ModelLoadError: the model or class cannot be loaded, or does not do what is asked of it.
@@ -88,7 +93,7 @@ def make_engine(config: EngineConfig) -> Engine:
         from headrace_workers.engines.custom import load_engine
 
         return load_engine(config.target, config.options)
-    from headrace_workers.engines.encoder import MAX_TOKENS_PER_PASS, EncoderEngine
+    from headrace_workers.engines.encoder import EncoderEngine
 
     return EncoderEngine(
         config.model,
@@ -96,7 +101,8 @@ def make_engine(config: EngineConfig) -> Engine:
         precision=config.precision,
         variant=config.variant,
         max_tokens=config.max_tokens,
-        max_tokens_per_pass=config.max_tokens_per_pass or MAX_TOKENS_PER_PASS,
+        max_tokens_per_pass=config.max_tokens_per_pass,
         overlong=config.overlong,
         kernels=config.kernels,
+        device=device,
     )

@@ -20,6 +20,8 @@ from headrace_workers.kernels.library import Attention, support
 __all__ = ["Packing", "UnsupportedAttentionError", "attend", "attention_interface", "packed"]
 
 _LANES: Final = 16
+_FLASH_DTYPES: Final = (torch.float16, torch.bfloat16)
+_FLASH_HEAD_DIM: Final = 256
 _HARMLESS: Final = frozenset(
     {"position_ids", "deterministic", "output_attentions", "output_hidden_states", "use_cache"}
 )
@@ -35,11 +37,13 @@ class Packing:
 
     Args:
         lengths: tokens of each sequence.
+        device: where the row is.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self.starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        torch.cumsum(torch.tensor(lengths, dtype=torch.int32), 0, out=self.starts[1:])
+    def __init__(self, lengths: Sequence[int], device: torch.device | None = None) -> None:
+        starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        torch.cumsum(torch.tensor(lengths, dtype=torch.int32), 0, out=starts[1:])
+        self.starts = starts.to(device, non_blocking=True)
         self.lengths = tuple(lengths)
 
     @property
@@ -85,7 +89,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, scale: float, w
     Returns:
         [tokens, heads, head_dim], of q's dtype, contiguous.
     """
-    if q.dtype != torch.float32 or q.shape[2] % _LANES or q.shape != k.shape or not support().isas:
+    if q.is_cuda and q.dtype in _FLASH_DTYPES and q.shape[2] % 8 == 0 and q.shape[2] <= _FLASH_HEAD_DIM:
+        return _attend_by_flash(q, k, v, packing, scale=scale, window=window)
+    if q.is_cuda or q.dtype != torch.float32 or q.shape[2] % _LANES or q.shape != k.shape or not support().isas:
         return _attend_by_torch(q, k, v, packing, scale=scale, window=window)
     return _attend_natively(q, k, v, packing, scale=scale, window=window)
 
@@ -122,12 +128,26 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
 
+def _attend_by_flash(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, scale: float, window: int | None) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    longest = max(packing.lengths)
+    reach = -1 if window is None else window
+    out = varlen_attn(
+        q, k, v, packing.starts, packing.starts, longest, longest, scale=scale, window_size=(reach, reach)
+    )
+    assert isinstance(out, Tensor)
+    return out
+
+
 def _attend_by_torch(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, scale: float, window: int | None) -> Tensor:
     """One sequence after the other; a sequence's answer is the same whatever stands beside it."""
     parts = []
     for one in zip(*(torch.split(x, list(packing.lengths)) for x in (q, k, v)), strict=True):
         q1, k1, v1 = (x.transpose(0, 1)[None] for x in one)
-        mask = None if window is None or q1.shape[2] <= window + 1 else _band(q1.shape[2], window)
+        mask = None if window is None or q1.shape[2] <= window + 1 else _band(q1.shape[2], window, q.device)
         y = torch.nn.functional.scaled_dot_product_attention(
             q1, k1, v1, attn_mask=mask, scale=scale, enable_gqa=q1.shape[1] != k1.shape[1]
         )
@@ -135,8 +155,8 @@ def _attend_by_torch(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, scale
     return torch.cat(parts).contiguous() if parts else torch.empty_like(q)
 
 
-def _band(length: int, window: int) -> Tensor:
-    at = torch.arange(length)
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    at = torch.arange(length, device=device)
     return (at[:, None] - at[None, :]).abs() <= window
 
 

@@ -27,6 +27,7 @@ _CLASS_OF_TASK: Final[dict[Task, str]] = {
     "sequence_classification": "AutoModelForSequenceClassification",
     "token_classification": "AutoModelForTokenClassification",
 }
+_CPU: Final = torch.device("cpu")
 _ABSURD_TOKENS: Final = 1 << 20
 """transformers writes "no limit" as a number with thirty digits."""
 
@@ -40,6 +41,12 @@ class LoadedModel:
     config: Any
     """Hugging Face's."""
     task: Task
+    device: torch.device = _CPU
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move it, in another precision where it is not quantized."""
+        self.module.to(device, dtype)
+        self.device = device
 
     @property
     def encoder(self) -> nn.Module:

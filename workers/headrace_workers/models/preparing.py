@@ -8,29 +8,41 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 
 from headrace.errors import ModelLoadError
 from headrace_workers import node
+from headrace_workers.compression.expand import expand_model
 from headrace_workers.compression.quantize import quantize_model
 from headrace_workers.kernels.block import fuse_blocks
 from headrace_workers.kernels.layers import CompressedLinear
 from headrace_workers.kernels.library import support
 from headrace_workers.kernels.selection import KernelTable, Policy
 from headrace_workers.models.loading import LoadedModel
-from headrace_workers.models.runner import Ids, PackedRunner, Runner, SingleRunner, can_pack
+from headrace_workers.models.runner import Ids, PackedRunner, Runner, SingleRunner, can_pack, distance
 
-__all__ = ["Precision", "prepare_model"]
+__all__ = ["Device", "Precision", "prepare_model"]
 
 log = logging.getLogger(__name__)
 
-Precision = Literal["int8", "fp32", "bf16"]
+Device = Literal["cpu", "cuda"]
+Precision = Literal["int8", "fp32", "bf16", "fp16"]
+
+_GPU_DTYPES: Final = {
+    "int8": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""What a GPU computes in. Weights in int8 are expanded: at the sizes of encoders its fp16 products are as fast."""
+_GPU_TOLERANCE: Final = 0.05
+"""Relative distance allowed between a GPU's answers and fp32 on the CPU. Rounding gives about 2e-3, an overflow NaN."""
 
 
 def prepare_model(
-    model: LoadedModel, probes: Sequence[Ids], *, precision: Precision, kernels: Policy
+    model: LoadedModel, probes: Sequence[Ids], *, precision: Precision, kernels: Policy, device: Device = "cpu"
 ) -> tuple[Runner, dict[str, Any]]:
     """Make a model ready to run.
 
@@ -39,34 +51,71 @@ def prepare_model(
         probes: texts to check it with, as token ids, of different lengths.
         precision: what to compute in; a compressed model has int8 already.
         kernels: how kernels are chosen.
+        device: where it runs; on a GPU `kernels` does not matter.
 
     Returns:
         What runs it, and what became of it, for `EngineInfo.details`.
 
     Raises:
-        ModelLoadError: bf16 on a processor that would emulate it, or a compressed model in anything but int8.
+        ModelLoadError: a precision that the device would emulate, a compressed model in anything but int8, no GPU
+            where one is asked for, or one that answers otherwise than the CPU.
     """
-    _check_precision(model, precision)
+    _check_precision(model, precision, device)
     if model.compressed:
         _bind(model, KernelTable("fp32", kernels=()))
     problem = can_pack(model, probes)
     details: dict[str, Any] = {"precision": precision, "packed": not problem}
     if problem:
         details["not_packed_because"] = problem
+    if device == "cuda":
+        return _on_gpu(model, probes, precision, problem, details)
     if precision == "int8":
         details |= _compress(model, kernels, fuse=not problem)
     elif precision == "bf16":
         model.module.to(torch.bfloat16)
-    runner = SingleRunner(model) if problem else PackedRunner(model)
+    runner = _runner(model, problem)
     details["batch_invariant"] = _is_batch_invariant(runner, probes)
     return runner, details
 
 
-def _check_precision(model: LoadedModel, precision: Precision) -> None:
+def _runner(model: LoadedModel, problem: str) -> Runner:
+    return SingleRunner(model) if problem else PackedRunner(model)
+
+
+def _on_gpu(
+    model: LoadedModel, probes: Sequence[Ids], precision: Precision, problem: str, details: dict[str, Any]
+) -> tuple[Runner, dict[str, Any]]:
+    expected, counts = _runner(model, problem)(probes)
+    if precision == "int8":
+        if not model.compressed:
+            details["quantized"] = quantize_model(model.module).describe()
+        expand_model(model.module)
+    dtype = _GPU_DTYPES[precision]
+    model.to(torch.device("cuda"), dtype)
+    runner = _runner(model, problem)
+    off = distance(runner(probes)[0].cpu(), expected, counts)
+    if not off < _GPU_TOLERANCE:  # NaN, too
+        raise ModelLoadError(f"on the GPU in {dtype} its answers are off by {off:.2g}; use bf16 or fp32")
+    details |= {
+        "gpu": torch.cuda.get_device_name(),
+        "computes_in": str(dtype).removeprefix("torch."),
+        "distance_to_fp32": off,
+        "batch_invariant": _is_batch_invariant(runner, probes),
+    }
+    return runner, details
+
+
+def _check_precision(model: LoadedModel, precision: Precision, device: Device) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError("a pool with gpus needs a GPU and a torch built for it; this process sees no GPU")
     if model.compressed and precision != "int8":
         raise ModelLoadError(
             f"the model is compressed to int8 and cannot be had in {precision}; load what it was made of"
         )
+    if device == "cuda":
+        return
+    if precision == "fp16":
+        raise ModelLoadError("fp16 is for GPUs, and emulated here; use int8 or fp32")
     if precision == "bf16" and not node.capabilities().bf16:
         raise ModelLoadError("this processor has no bf16 instructions and would emulate them; use int8 or fp32")
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from headrace_workers.kernels.attention import Packing, UnsupportedAttentionError, attention_interface, packed
 from headrace_workers.models.loading import LoadedModel
 
-__all__ = ["PackedRunner", "Runner", "SingleRunner", "can_pack"]
+__all__ = ["Ids", "PackedRunner", "Runner", "SingleRunner", "can_pack", "distance"]
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class Runner(Protocol):
         """Run texts together, each a non-empty array of token ids.
 
         Returns:
-            Float32 rows, and how many of them belong to each text: its tokens' hidden states (embedding), its tokens'
-            logits (token classification) or one row of logits (sequence classification).
+            Float32 rows, on the model's device, and how many of them belong to each text: its tokens' hidden states
+            (embedding), its tokens' logits (token classification) or one row of logits (sequence classification).
         """
         ...
 
@@ -57,7 +57,7 @@ class SingleRunner:
         return torch.cat(rows), [len(part) for part in rows]
 
     def _one(self, ids: Tensor) -> Tensor:
-        answer = self._model.module(input_ids=ids)
+        answer = self._model.module(input_ids=ids.to(self._model.device))
         return _rows(answer[0])
 
 
@@ -106,19 +106,21 @@ class PackedRunner:
         return torch.cat(rows), [len(part) for part in rows]
 
     def _encode(self, ids: Ids, lengths: list[int]) -> Tensor:
-        packing = Packing(lengths)
-        begins = np.repeat(packing.starts[:-1].numpy(), lengths)
+        device = self._model.device
+        packing = Packing(lengths, device)
+        begins = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
         positions = np.arange(len(ids), dtype=np.int64) - begins + self._first
         with packed(packing):
             answer = self._model.encoder(
-                input_ids=torch.from_numpy(ids)[None], position_ids=torch.from_numpy(positions)[None]
+                input_ids=torch.from_numpy(ids)[None].to(device, non_blocking=True),
+                position_ids=torch.from_numpy(positions)[None].to(device, non_blocking=True),
             )
         return _rows(answer[0])
 
     def _logits(self, ids: Ids, hidden: Tensor) -> Tensor:
         assert self._head is not None
         self._replay.hidden = hidden[None].to(self._model.module.dtype)  # type: ignore[arg-type]
-        answer = self._head(input_ids=torch.from_numpy(ids)[None])
+        answer = self._head(input_ids=torch.from_numpy(ids)[None].to(self._model.device))
         return _rows(answer[0])
 
 
@@ -156,7 +158,7 @@ def can_pack(model: LoadedModel, texts: Sequence[Ids]) -> str:
     expected, lengths = SingleRunner(model)(texts)
     try:
         got, got_lengths = PackedRunner(model)(texts)
-        worst = _distance(got, expected, lengths) if got_lengths == lengths else float("inf")
+        worst = distance(got, expected, lengths) if got_lengths == lengths else float("inf")
         problem = "" if worst < _TOLERANCE else f"packed and alone, its answers differ by {worst:.2g}"
     except Exception as error:  # an architecture can stumble over packed tokens in any way
         problem = f"{type(error).__name__}: {error}"
@@ -166,7 +168,7 @@ def can_pack(model: LoadedModel, texts: Sequence[Ids]) -> str:
     return problem
 
 
-def _distance(rows: Tensor, others: Tensor, lengths: list[int]) -> float:
+def distance(rows: Tensor, others: Tensor, lengths: list[int]) -> float:
     """The largest relative distance between the answers to a text."""
     pairs = zip(torch.split(rows, lengths), torch.split(others, lengths), strict=True)
     return max(float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in pairs)
