@@ -22,9 +22,10 @@ _NAME = re.compile(NAME_PATTERN)
 def new_job_id() -> str:
     """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then 74 random bits."""
     # The generator is seeded by the system and again in every forked child; ids are unique, not secret.
-    time_part, bits = f"{time.time_ns() // 1_000_000:012x}", f"{random.getrandbits(76):019x}"
-    variant = "89ab"[int(bits[3], 16) & 3]
-    return f"{time_part[:8]}-{time_part[8:]}-7{bits[:3]}-{variant}{bits[4:7]}-{bits[7:]}"
+    now_ms, bits = time.time_ns() // 1_000_000, random.getrandbits(74)
+    variant = 0x8000 | bits >> 48 & 0x3FFF
+    head = f"{now_ms >> 16:08x}-{now_ms & 0xFFFF:04x}-7{bits >> 62:03x}"
+    return f"{head}-{variant:04x}-{bits & 0xFFFFFFFFFFFF:012x}"
 
 
 def new_inbox() -> str:

@@ -18,13 +18,14 @@ import secrets
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 
 from headrace.errors import ConfigError
 from headrace.server_check import wait_for_server
@@ -35,9 +36,13 @@ from headrace_cluster.model_router import ModelRouter
 from headrace_cluster.redis_address import RedisAddress
 from headrace_cluster.serve_pool import JoinedPools, PoolReplica, ServePool
 from headrace_cluster.settings import ModelConfig, PoolConfig, ServiceConfig, load_config
+from headrace_workers import node
 
 __all__ = ["BuildArgs", "RouterReplica", "application", "build", "pool_name"]
 
+
+_QUIET: Final = LoggingConfig(enable_access_log=False)
+"""Serve would write a line for each call, which is one for each batch."""
 
 _SERVER_ANSWERS_S = 5.0
 """How long a router that starts waits to learn whether its Redis fits."""
@@ -81,6 +86,7 @@ def application(config: ServiceConfig) -> Application:
     }
     router = serve.deployment(RouterReplica).options(
         name="router",
+        logging_config=_QUIET,
         num_replicas=config.router.replicas,
         ray_actor_options={"num_cpus": config.router.cpus},
         graceful_shutdown_timeout_s=config.router.drain_s + 5,
@@ -102,6 +108,7 @@ def _pool(config: ServiceConfig, model: str, hosted: ModelConfig, pool: PoolConf
     deployment = serve.deployment(PoolReplica).options(
         name=pool_name(model, pool),
         num_replicas=pool.replicas,
+        logging_config=_QUIET,
         # Routers count slots, and never send a replica more than its share of each of them.
         max_ongoing_requests=pool.batches_per_replica * config.router.replicas + 8,
         ray_actor_options={"num_cpus": pool.cpus, "num_gpus": pool.gpus},
@@ -145,6 +152,7 @@ class RouterReplica:
             )
             for model, hosted in checked.models.items()
         }
+        node.freeze_loaded()
         self._tasks = {
             model: asyncio.create_task(self._route(router), name=f"router-{model}")
             for model, router in self._routers.items()

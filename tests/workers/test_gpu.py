@@ -18,7 +18,9 @@ from headrace_workers import Prepared
 from headrace_workers.compression.expand import expand_model
 from headrace_workers.compression.quantize import quantize_model
 from headrace_workers.engines.encoder import EncoderEngine
+from headrace_workers.models.fetching import _REDUCTIONS
 from headrace_workers.models.loading import load_model
+from headrace_workers.models.pooling import Pooling
 from headrace_workers.models.source import find_source
 
 TinyModel = Callable[..., Path]
@@ -86,3 +88,15 @@ def test_no_gpu_is_said_at_load(tiny_model: TinyModel) -> None:
         EncoderEngine(tiny_model("Bert"), device="cuda")
     with pytest.raises(ModelLoadError, match="fp16 is for GPUs"):
         EncoderEngine(tiny_model("Bert"), precision="fp16")
+
+
+@pytest.mark.parametrize("mode", sorted(_REDUCTIONS))
+def test_what_a_gpu_pools_is_what_the_cpu_pools(mode: str) -> None:
+    """And pooling it once more changes nothing."""
+    counts = [1, 7, 3]
+    rows = torch.randn(sum(counts), 8, generator=torch.Generator().manual_seed(1))
+    pooling, starts = Pooling(modes=(mode,)), np.cumsum([0, *counts]).astype(np.int32)
+    expected = pooling(rows.numpy(), starts, normalize=[True] * 3)
+    reduced = _REDUCTIONS[mode](rows, counts).numpy()
+    again = pooling(reduced, np.arange(4, dtype=np.int32), normalize=[True] * 3)
+    np.testing.assert_allclose(again, expected, rtol=1e-5, atol=1e-6)

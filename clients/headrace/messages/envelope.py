@@ -13,7 +13,7 @@ A newer version may append words; it never drops one of these.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from headrace.errors import DecodeError
 
@@ -24,6 +24,9 @@ WIRE_VERSION: Final = 1
 _LONGEST_BYTES: Final = 1024
 """Three names, three numbers, a token and a trace context are under 400; words of newer versions follow."""
 
+
+_NUMBERS: Final = (0, 4, 5, 6)
+"""Version, attempt, deadline and submission."""
 
 _END_MS: Final = 1 << 53
 """Times beyond this are none: Lua and floats would not even tell them apart."""
@@ -51,16 +54,14 @@ class Envelope(NamedTuple):
             DecodeError: it is none.
         """
         try:
-            words = text[:_LONGEST_BYTES].decode("ascii").split(" ")
-            version, job_id, inbox, tenant, attempt, deadline, submitted, *rest = words[:10]
-            token, trace, *further = rest
-            deadline_ms, submitted_ms = int(deadline), int(submitted)
-            if not (0 <= deadline_ms < _END_MS and 0 <= submitted_ms < _END_MS):
+            # Routers do this for every job: hence no words are given names that go nowhere.
+            words: list[Any] = text[:_LONGEST_BYTES].decode("ascii").split(" ", 10)
+            for place in _NUMBERS:
+                words[place] = int(words[place])
+            if not (0 <= words[5] < _END_MS and 0 <= words[6] < _END_MS):
                 raise ValueError("a time in it is none")
-            return cls(
-                int(version), job_id, inbox, tenant, int(attempt), deadline_ms, submitted_ms, token, trace, *further
-            )
-        except ValueError as error:
+            return cls(*words[:10])
+        except (ValueError, IndexError, TypeError) as error:
             raise DecodeError(f"not an envelope: {text[:200]!r}: {error}") from None
 
     @property

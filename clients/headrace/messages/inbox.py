@@ -74,13 +74,17 @@ class InboxEntry(NamedTuple):
             UnsupportedVersionError: a newer schema wrote it.
         """
         try:
-            known = dict(zip(fields[::2], fields[1::2], strict=True))
-            version, job_id, status, attempt = known[b"e"].decode("ascii").split(" ")[:4]
+            if len(fields) == 4 and fields[0] == b"e" and fields[2] == b"r":  # as the scripts write it
+                head, body = fields[1], fields[3]
+            else:
+                known = dict(zip(fields[::2], fields[1::2], strict=True))
+                head, body = known[b"e"], known[b"r"]
+            version, job_id, status, attempt = head.decode("ascii").split(" ")[:4]
             if int(version) > WIRE_VERSION:
                 raise UnsupportedVersionError(
                     f"an answer of wire version {version}; this client reads up to {WIRE_VERSION}"
                 )
-            return cls(inbox, entry_id.decode("ascii"), job_id, status, int(attempt), known[b"r"])
+            return cls(inbox, entry_id.decode("ascii"), job_id, status, int(attempt), body)
         except (KeyError, ValueError) as error:
             raise DecodeError(f"inbox entry {entry_id!r} is malformed: {error!r}") from None
 

@@ -29,6 +29,8 @@ class LaneEntry(NamedTuple):
             DecodeError: it has no envelope or no payload.
         """
         try:
+            if len(fields) == 4 and fields[0] == b"e" and fields[2] == b"p":  # as the scripts write it
+                return cls(lane, entry_id.decode("ascii"), fields[1], fields[3])
             known = dict(zip(fields[::2], fields[1::2], strict=True))
             return cls(lane, entry_id.decode("ascii"), known[b"e"], known[b"p"])
         except KeyError as missing:

@@ -57,6 +57,31 @@ def kernels(*, quick: _Quick = False, model: _Model = None, as_json: AsJson = Fa
     return _tell(report, as_json=as_json)
 
 
+@bench.command()
+def engine(
+    *,
+    quick: _Quick = False,
+    model: _Model = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="On the GPU, in fp32, fp16 and bf16.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Texts a second of one engine in process, in every precision that the device has, and their agreement."""
+    from headrace_cluster.bench.engine import EnginePlan, run_engine
+    from headrace_workers import node
+
+    precisions = ("fp32", "int8", "bf16") if node.capabilities().bf16 and not gpu else ("fp32", "int8")
+    plan = EnginePlan(
+        device="cuda" if gpu else "cpu",
+        precisions=("fp32", "fp16", "bf16", "int8") if gpu else precisions,
+        texts=128 if quick else 16_384 if gpu else 2_048,
+        batch_jobs=1024 if gpu else 256,
+        rounds=1 if quick else 3,
+    )
+    with steps(as_json=as_json) as say:
+        report = run_engine(plan, say, model=model)
+    return _tell(report, as_json=as_json)
+
+
 def _tell(report: dict[str, Any], *, as_json: bool) -> int:
     """The report as one JSON object, or as a table."""
     output = Output(as_json=as_json)

@@ -15,7 +15,6 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from headrace.errors import FailureCode
 from headrace_workers import node
@@ -30,6 +29,7 @@ from headrace_workers.engines.tasks import (
     TokenClassificationTask,
 )
 from headrace_workers.kernels.selection import Policy
+from headrace_workers.models.fetching import Fetch
 from headrace_workers.models.loading import LoadedModel, load_model, max_tokens_of
 from headrace_workers.models.pooling import read_pooling
 from headrace_workers.models.preparing import Device, Precision, prepare_model
@@ -152,11 +152,12 @@ class EncoderEngine:
     def run(self, items: Sequence[Prepared]) -> list[Any]:
         """Answer prepared jobs, in order; an answer does not depend on the others."""
         answers: list[Any] = []
-        started: tuple[list[Text], Tensor, list[int]] | None = None
+        before: tuple[list[Text], Fetch] | None = None
         for texts in self._passes(items):
-            before, started = started, (texts, *self._runner([text.tokens.ids for text in texts]))
+            started = texts, self._start(texts)
             answers += self._answers(before)  # meanwhile a GPU runs the pass that was just started
-        return answers + self._answers(started)
+            before = started
+        return answers + self._answers(before)
 
     def _passes(self, items: Sequence[Prepared]) -> Iterator[list[Text]]:
         """The items cut into passes of at most `max_tokens_per_pass`; a longer text has a pass of its own."""
@@ -171,11 +172,15 @@ class EncoderEngine:
         if texts:
             yield texts
 
-    def _answers(self, started: tuple[list[Text], Tensor, list[int]] | None) -> list[Any]:
+    def _start(self, texts: list[Text]) -> Fetch:
+        rows, counts = self._runner([text.tokens.ids for text in texts])
+        return Fetch(rows, counts, self._head.pooled_by)
+
+    def _answers(self, started: tuple[list[Text], Fetch] | None) -> list[Any]:
         if started is None:
             return []
-        texts, rows, counts = started
-        return self._head.answers(texts, rows.cpu().numpy(), counts)
+        texts, fetch = started
+        return self._head.answers(texts, *fetch.wait())
 
     # -- about ------------------------------------------------------------------------------------------
 

@@ -67,6 +67,8 @@ class TaskHead(Protocol):
     name: str
     wants_offsets: bool
     """Whether answers point at characters of the text."""
+    pooled_by: str | None
+    """How each text's rows become one, if that is all that is done with them, so that a GPU may do it."""
 
     def describe(self) -> dict[str, Any]:
         """For `EngineInfo.details`."""
@@ -117,6 +119,7 @@ class EmbeddingTask:
 
     def __init__(self, pooling: Pooling) -> None:
         self.pooling = pooling
+        self.pooled_by = pooling.modes[0] if len(pooling.modes) == 1 else None
 
     def describe(self) -> dict[str, Any]:
         """See `TaskHead`."""
@@ -148,6 +151,7 @@ class SequenceClassificationTask:
 
     name = "sequence_classification"
     wants_offsets = False
+    pooled_by: str | None = None
 
     def __init__(self, labels: Sequence[str], problem_type: str | None) -> None:
         self.labels = list(labels)
@@ -180,6 +184,7 @@ class TokenClassificationTask:
 
     name = "token_classification"
     wants_offsets = True
+    pooled_by: str | None = None
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = list(labels)
