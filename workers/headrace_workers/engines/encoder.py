@@ -45,7 +45,7 @@ Overlong = Literal["error", "truncate"]
 MAX_TOKENS_PER_PASS: Final = 1024
 """Tokens that go through the model together on a CPU, unless one text has more: what suits its caches."""
 
-_MAX_TOKENS_PER_GPU_PASS: Final = 16_384
+_MAX_TOKENS_PER_GPU_PASS: Final = 65_536
 """The same on a GPU, whose units want filling."""
 
 _EXAMPLE: Final = "A headrace is the channel that leads water to the mill wheel."
