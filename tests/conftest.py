@@ -45,7 +45,8 @@ def redis_url(redis_server: EmbeddedServer, request: pytest.FixtureRequest) -> I
 def leaks(client: redis.Redis) -> list[str]:
     """What stands in Redis for ever and should not, and what is pending though nobody works on it."""
     models = {member.decode() for member in cast("set[bytes]", client.smembers(MODELS))}
-    permanent = {MODELS}.union(*(keys_of(model).permanent for model in models))
+    names = models | {model.partition("#")[0] for model in models}
+    permanent = {MODELS}.union(*(keys_of(name).permanent for name in names))
     found = [
         f"{name.decode()} has no TTL"
         for name in client.scan_iter(count=1000)

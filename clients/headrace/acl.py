@@ -84,6 +84,7 @@ def _producer(keys: Keys) -> Iterator[Grant]:
 
 def _consumer(keys: Keys) -> Iterator[Grant]:
     yield Grant((keys.inbox("*"),), "xread xrange xrevrange xtrim")
+    yield Grant((keys.meta,), "hmget", reading=True)
     yield Grant((keys.record("*"),), "get", reading=True)
     yield Grant((_lanes(keys),), "xpending", reading=True)
     yield Grant((MODELS,), "smembers", reading=True)

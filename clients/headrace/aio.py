@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import random
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
+from functools import partial, reduce
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
-
-from redis.asyncio import Redis
 
 from headrace import scripts
 from headrace.connection import BLOCK_MS, execute, redacted, translated
@@ -23,6 +22,7 @@ from headrace.errors import (
 from headrace.ids import new_inbox, new_token
 from headrace.inbox import Deliver, Demultiplexer
 from headrace.keys import keys_of
+from headrace.lookup import delete_entries
 from headrace.messages.inbox import InboxEntry
 from headrace.messages.job import PRIORITIES, CancelOutcome, Job, Priority, Receipt, SubmitOutcome
 from headrace.messages.payload import pack_payload
@@ -32,6 +32,8 @@ from headrace.refusal import raise_refusals, room_after_s
 from headrace.registry import registered_models
 from headrace.scripts import Audit
 from headrace.settings import ClientSettings
+from headrace.shards import Shards, shard_of
+from headrace.tasks import settle
 from headrace.window import Window
 
 __all__ = ["AsyncClient"]
@@ -64,6 +66,7 @@ class AsyncClient:
         self.url = self.settings.url_of(url)
         self.inbox = new_inbox()
         self._redis = self.settings.connect(self.url)
+        self._shards = Shards(self._redis)
         self._readers: dict[str, InboxReader] = {}
         self._answers: dict[str, Demultiplexer] = {}
         self._consumed: dict[str, list[str]] = {}
@@ -148,7 +151,8 @@ class AsyncClient:
         """Submit jobs and report the outcome of each, refusals included."""
         payloads = [pack_payload(job) for job in jobs]
         receipts: dict[int, Receipt] = {}
-        for (model, priority, inbox, tenant, retry), places in self._calls(jobs):
+        shards = {model: await self._shards.count(model) for model in {job.model for job in jobs}}
+        for (model, priority, inbox, tenant, retry), places in self._calls(jobs, shards):
             envelopes = [
                 (jobs[n].id, _milliseconds(jobs[n].deadline_s), jobs[n].traceparent or "-", payloads[n]) for n in places
             ]
@@ -174,12 +178,13 @@ class AsyncClient:
                 self._withdraw(model, opened - accepted)
         return [receipts[n] for n in range(len(jobs))]
 
-    def _calls(self, jobs: Sequence[Job]) -> Iterable[tuple[_Call, list[int]]]:
+    def _calls(self, jobs: Sequence[Job], shards: Mapping[str, int]) -> Iterable[tuple[_Call, list[int]]]:
         """Places of jobs that may share one script call."""
         groups: dict[_Call, list[int]] = {}
         for place, job in enumerate(jobs):
             retry = job.retry.to_word() if job.retry else "-"
-            groups.setdefault((job.model, job.priority, job.inbox or self.inbox, job.tenant, retry), []).append(place)
+            model = shard_of(job.model, job.id, shards[job.model])
+            groups.setdefault((model, job.priority, job.inbox or self.inbox, job.tenant, retry), []).append(place)
         for key, places in groups.items():
             for start in range(0, len(places), scripts.MAX_JOBS):
                 yield key, places[start : start + scripts.MAX_JOBS]
@@ -211,12 +216,9 @@ class AsyncClient:
             ResultTimeoutError: not within `timeout_s`. The job goes on; ask again.
             ResultGoneError: the answer was consumed or its retention is over, or there is no such job.
         """
-        if isinstance(job, Receipt):
-            model, job = job.model, job.id
-        if model is None:
-            raise TypeError("a job given by its id needs model=")
         try:
             async with asyncio.timeout(timeout_s):
+                model, job = await self._named(job, model)
                 entry = await self._own_entry(model, job) or await self._recorded_entry(model, job)
         except TimeoutError:
             raise ResultTimeoutError(f"job {job} of {model} has no answer after {timeout_s} s") from None
@@ -296,6 +298,7 @@ class AsyncClient:
             after: a `Result.cursor`; "0" is the oldest that is kept, "$" only what comes from now on.
             idle_s: stop after this long without news; None never stops.
         """
+        await self._shards.require_one(model)
         last_news = time.monotonic()
         block_ms = BLOCK_MS if idle_s is None else max(1, min(BLOCK_MS, int(idle_s * 1000)))
         entries_of_reads = entries_after(self.url, model, inbox, after, block_ms=block_ms)
@@ -332,28 +335,44 @@ class AsyncClient:
         Raises:
             ResultGoneError: no record of it: never submitted, or its retention is over.
         """
-        return await job_status(self._redis, *_named(job, model))
+        return await job_status(self._redis, *await self._named(job, model))
+
+    async def _named(self, job: Receipt | str, model: str | None) -> tuple[str, str]:
+        """Shard and id of a job that is given by its receipt, or by its id and `model=`."""
+        if isinstance(job, Receipt):
+            return job.model, job.id
+        if model is None:
+            raise TypeError("a job given by its id needs model=")
+        return await self._shards.name(model, job), job
 
     async def cancel(self, job: Receipt | str, *, model: str | None = None) -> CancelOutcome:
         """Stop a job that has not ended. Whatever the outcome, the job has exactly one terminal entry.
 
         A request outlives the routers; a job that computes when it comes may still be answered.
         """
-        name, job_id = _named(job, model)
+        name, job_id = await self._named(job, model)
         [outcome] = await cancel_jobs(self._redis, name, [job_id])
         return outcome
 
     async def cancel_many(self, jobs: Iterable[str], *, model: str) -> list[CancelOutcome]:
         """As `cancel`, for many jobs of one model, by their ids."""
-        return await cancel_jobs(self._redis, model, list(jobs))
+        job_ids, outcomes = list(jobs), dict[str, CancelOutcome]()
+        for name, some in (await self._shards.sorted(model, job_ids)).items():
+            outcomes |= zip(some, await cancel_jobs(self._redis, name, some), strict=True)
+        return [outcomes[job_id] for job_id in job_ids]
 
     async def audit(self, model: str) -> Audit:
-        """How many of a model's jobs were submitted, ended and live, counted at one moment."""
-        return await scripts.audit(self._redis, model)
+        """How many of a model's jobs were submitted, ended and live, counted at one moment for each of its shards."""
+        audits = [await scripts.audit(self._redis, name) for name in await self._shards.names(model)]
+        return reduce(operator.add, audits)
 
     async def models(self) -> Sequence[str]:
-        """The models that services have registered."""
+        """The models that services have registered, each shard by its own name."""
         return await registered_models(self._redis)
+
+    async def shards(self, model: str) -> Sequence[str]:
+        """The names under which a model's jobs lie: `m#0` and on, or its own."""
+        return await self._shards.names(model)
 
     async def ping(self) -> None:
         """Raise unless Redis answers."""
@@ -394,7 +413,7 @@ class AsyncClient:
             self._forgetter = None
         consumed, self._consumed = self._consumed, {}
         for model, entry_ids in consumed.items():
-            self._spawn(_delete(self._redis, keys_of(model).inbox(self.inbox), entry_ids))
+            self._spawn(delete_entries(self._redis, keys_of(model).inbox(self.inbox), entry_ids))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -416,33 +435,6 @@ def _closed_error() -> RuntimeError:
     return RuntimeError("the client is closed; the job goes on, and another client can ask for its answer by its id")
 
 
-def _named(job: Receipt | str, model: str | None) -> tuple[str, str]:
-    """Model and id of a job that is given by its receipt, or by its id and `model=`."""
-    if isinstance(job, Receipt):
-        return job.model, job.id
-    if model is None:
-        raise TypeError("a job given by its id needs model=")
-    return model, job
-
-
 def _milliseconds(deadline_s: float | None) -> int:
     """A deadline as SUBMIT takes it, where 0 is none."""
     return 0 if deadline_s is None else max(1, round(deadline_s * 1000))
-
-
-def settle(future: asyncio.Future[InboxEntry], answer: InboxEntry | BaseException) -> None:
-    """Hand an answer to whoever awaits the future, unless he left."""
-    if future.done():
-        return
-    if isinstance(answer, BaseException):
-        future.set_exception(answer)
-    else:
-        future.set_result(answer)
-
-
-async def _delete(client: Redis, key: str, entry_ids: Sequence[str]) -> None:
-    try:
-        async with translated("deleting consumed answers"):
-            await execute(client, "XDEL", key, *entry_ids)
-    except Exception:  # retention deletes them in the end
-        return

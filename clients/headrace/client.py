@@ -223,9 +223,14 @@ class Client:
         return runner.call(runner.client.audit(model))
 
     def models(self) -> Sequence[str]:
-        """The models that services have registered."""
+        """The models that services have registered, each shard by its own name."""
         runner = self._here()
         return runner.call(runner.client.models())
+
+    def shards(self, model: str) -> Sequence[str]:
+        """The names under which a model's jobs lie: `m#0` and on, or its own."""
+        runner = self._here()
+        return runner.call(runner.client.shards(model))
 
     def ping(self) -> None:
         """Raise unless Redis answers."""

@@ -20,6 +20,7 @@ Who raises it, and whether trying again can help::
     ├── WireError                whoever decodes
     │   ├── DecodeError            bytes that are not what they claim    never
     │   └── UnsupportedVersionError  a newer schema than this code knows upgrade this side
+    ├── ShardedModelError        client: one inbox of a model of many    name the shard
     ├── ResultTimeoutError       client: no answer yet; the job lives    wait again
     ├── ResultGoneError          client: answered, consumed and trimmed  never
     ├── JobFailedError           client, from a terminal entry           see .error.retryable
@@ -72,6 +73,7 @@ __all__ = [
     "RedisVersionError",
     "ResultGoneError",
     "ResultTimeoutError",
+    "ShardedModelError",
     "SubmitRefusedError",
     "TenantQueueFullError",
     "UnknownModelError",
@@ -123,6 +125,10 @@ class SubmitRefusedError(HeadraceError):
     def __init__(self, message: str, *, receipts: list[Receipt] | None = None) -> None:
         super().__init__(message)
         self.receipts: list[Receipt] = receipts or []
+
+
+class ShardedModelError(HeadraceError):
+    """The model has several shards, and what was asked for is only to be had of each of them."""
 
 
 class UnknownModelError(SubmitRefusedError):

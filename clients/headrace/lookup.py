@@ -12,7 +12,7 @@ from headrace.keys import keys_of
 from headrace.messages.record import Record
 from headrace.reader import StreamEntry
 
-__all__ = ["read_entries", "read_records", "read_stored"]
+__all__ = ["delete_entries", "read_entries", "read_records", "read_stored"]
 
 _AT_ONCE: Final = 512
 
@@ -59,3 +59,12 @@ async def read_stored(
     async with translated(f"reading inbox of {model}"):
         reply = await execute(client, "XRANGE", keys_of(model).inbox(inbox), f"({after}", "+", "COUNT", count)
     return [(entry[0], entry[1]) for entry in reply]
+
+
+async def delete_entries(client: redis.asyncio.Redis, key: str, entry_ids: Sequence[str]) -> None:
+    """Delete entries of an inbox that were consumed, if the server can be reached: else retention does it."""
+    try:
+        async with translated("deleting consumed answers"):
+            await execute(client, "XDEL", key, *entry_ids)
+    except Exception:  # retention deletes them in the end
+        return

@@ -35,8 +35,15 @@ class Limits(BaseModel):
     """Dead letters that are kept; beyond it the oldest go."""
 
 
-async def register(client: redis.asyncio.Redis, model: str, limits: Limits) -> None:
-    """Make a model known to producers, or change its limits. Safe to repeat."""
+async def register(client: redis.asyncio.Redis, model: str, limits: Limits, *, shards: int = 1) -> None:
+    """Make a model known to producers, or change its limits. Safe to repeat.
+
+    Args:
+        client: of the server.
+        model: its name, or that of one of its shards.
+        limits: of this name.
+        shards: how many shards the model has.
+    """
     keys = keys_of(model)
     async with translated(f"registering model {model}"):
         for lane in keys.lanes:
@@ -55,6 +62,7 @@ async def register(client: redis.asyncio.Redis, model: str, limits: Limits) -> N
                 "wire_version": WIRE_VERSION,
             },
         )
+        await client.hset(keys_of(model.partition("#")[0]).meta, "shards", str(shards))
         await client.sadd(MODELS, model)
 
 

@@ -271,6 +271,10 @@ class Audit:
             raise DecodeError(f"not an audit: {error}") from None
         return cls(**{name: pairs[name] for name in cls.__slots__ if name in pairs})
 
+    def __add__(self, other: Audit) -> Audit:
+        """Of two shards together."""
+        return Audit(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
+
     @property
     def finished(self) -> int:
         """Jobs that have their terminal entry."""

@@ -1,4 +1,4 @@
-"""Ending asyncio tasks for certain.
+"""Ending asyncio tasks for certain, and telling those that wait.
 
 redis-py sends under `asyncio.wait_for`, which on Python 3.11 loses a cancellation that comes just as the sending ends,
 and looks for a broken connection with a time-out of zero seconds, which takes a cancellation for its own. A task that
@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-__all__ = ["cancellation_kept", "end_task"]
+__all__ = ["cancellation_kept", "end_task", "settle"]
+
+T = TypeVar("T")
 
 _ASK_AGAIN_S: Final = 0.02
 _LONGEST_PATIENCE_S: Final = 1.0
@@ -43,3 +45,13 @@ async def end_task(task: asyncio.Task[Any]) -> None:
         patience_s = min(_LONGEST_PATIENCE_S, patience_s * 2)
     if not task.cancelled():
         task.exception()  # looked at, so that asyncio does not report it as forgotten
+
+
+def settle(future: asyncio.Future[T], answer: T | BaseException) -> None:
+    """Hand an answer, or an error, to whoever awaits the future, unless he left."""
+    if future.done():
+        return
+    if isinstance(answer, BaseException):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)

@@ -29,6 +29,7 @@ from ray.serve.schema import LoggingConfig
 
 from headrace.errors import ConfigError
 from headrace.server_check import wait_for_server
+from headrace.shards import shard_names
 from headrace.tasks import end_task
 from headrace_cluster.config_errors import describe
 from headrace_cluster.lease import Lease
@@ -110,7 +111,7 @@ def _pool(config: ServiceConfig, model: str, hosted: ModelConfig, pool: PoolConf
         num_replicas=pool.replicas,
         logging_config=_QUIET,
         # Routers count slots, and never send a replica more than its share of each of them.
-        max_ongoing_requests=pool.batches_per_replica * config.router.replicas + 8,
+        max_ongoing_requests=pool.batches_per_replica * config.router.replicas * hosted.shards + 8,
         ray_actor_options={"num_cpus": pool.cpus, "num_gpus": pool.gpus},
         request_router_config=RequestRouterConfig(request_router_class="headrace_cluster.direct_router:DirectRouter"),
         graceful_shutdown_timeout_s=hosted.call_timeout_s,
@@ -135,11 +136,16 @@ class RouterReplica:
         await asyncio.wait({self._server_fits}, timeout=_SERVER_ANSWERS_S)
         if self._server_fits.done():
             self._server_fits.result()  # the deployment fails with what it raises; a server that is away is waited for
-        self._lease = Lease(url, list(checked.models), consumer=life)
+        named = [
+            (name, model, hosted)
+            for model, hosted in checked.models.items()
+            for name in shard_names(model, hosted.shards)
+        ]
+        self._lease = Lease(url, [name for name, _, _ in named], consumer=life)
         self._lease.start()
         self._routers = {
-            model: ModelRouter(
-                model,
+            name: ModelRouter(
+                name,
                 url,
                 pool=JoinedPools(
                     {
@@ -150,7 +156,7 @@ class RouterReplica:
                 policy=hosted.to_policy(),
                 lease=self._lease,
             )
-            for model, hosted in checked.models.items()
+            for name, model, hosted in named
         }
         node.freeze_loaded()
         self._tasks = {

@@ -23,6 +23,7 @@ from ray.serve.schema import ApplicationStatus
 
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace.server_check import check_server
+from headrace.shards import shard_names
 from headrace_cluster.app import application
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.local_ray import local_ray, sigterm_interrupts, while_ray_lives
@@ -125,7 +126,11 @@ class LocalService:
             while_ray_lives(_deleting(APP))
 
     def _wait_until_ready(self) -> None:
-        wanted = {model: sum(pool.replicas for pool in hosted.pools) for model, hosted in self.config.models.items()}
+        wanted = {
+            name: sum(pool.replicas for pool in hosted.pools)
+            for model, hosted in self.config.models.items()
+            for name in shard_names(model, hosted.shards)
+        }
         deadline = time.monotonic() + _READY_S
         while time.monotonic() < deadline:
             counts = self.counts()

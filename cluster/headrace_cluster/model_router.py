@@ -163,7 +163,7 @@ class ModelRouter:
         self._pool.listen(self._replicas_changed)
 
     async def _register(self) -> None:
-        await register(self._redis, self.model, self.policy.limits)
+        await register(self._redis, self.model, self.policy.limits, shards=self.policy.shards)
 
     def _replicas_changed(self, replicas: frozenset[str]) -> None:
         self.scheduler.slots.update(replicas)

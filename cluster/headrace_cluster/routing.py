@@ -21,6 +21,8 @@ class RoutingPolicy:
     """One runs, the others are prepared meanwhile."""
     call_timeout_s: float = 300.0
     """How long a replica may take for one batch before it is killed. After half of it, it gets nothing new."""
+    shards: int = 1
+    """How many shards the model has, of which a router has one."""
     lone_failures: int = 2
     """After how many failures alone on a replica a job is taken to be the cause."""
     block_ms: int = BLOCK_MS

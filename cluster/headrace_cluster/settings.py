@@ -99,7 +99,9 @@ class ModelConfig(_Config):
     batching: BatchingConfig = BatchingConfig()
     """How its jobs are grouped."""
     limits: Limits = Limits()
-    """How much of its work Redis may hold."""
+    """How much of its work Redis may hold; of each shard, where there are several."""
+    shards: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Names under which its work lies in Redis, `m#0` and on: with several it spreads over a Redis Cluster."""
     call_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     """How long a replica may take for one batch before it is killed; after half of it, it gets nothing new."""
     lone_failures: Annotated[int, Field(ge=1, le=100)] = 2
@@ -117,6 +119,7 @@ class ModelConfig(_Config):
         return RoutingPolicy(
             forming=self.batching.to_policy(),
             limits=self.limits,
+            shards=self.shards,
             batches_per_replica=max(pool.batches_per_replica for pool in self.pools),
             call_timeout_s=self.call_timeout_s,
             lone_failures=self.lone_failures,

@@ -15,7 +15,9 @@ from headrace.keys import MODELS, keys_of
 from headrace.lookup import read_records
 from headrace.overview import read_overviews
 from headrace.server_check import check_server
+from headrace.shards import shard_names
 from headrace_cluster.embedded import EmbeddedServer
+from headrace_cluster.routing import RoutingPolicy
 from support.redis_cluster import RedisCluster, free_ports, slot_of
 from support.service import PlainService
 from support.users import PASSWORD, make_users, refusals
@@ -64,6 +66,20 @@ async def test_jobs_of_models_on_different_masters(cluster: RedisCluster, models
         for model in models:
             audit = await client.audit(model)
             assert (audit.submitted, audit.ok, audit.live, audit.lost, audit.doubled) == (100, 100, 0, 0, 0)
+
+
+async def test_one_model_on_several_masters(cluster: RedisCluster) -> None:
+    """Its shards fall on different masters; the producer names the model, and the audit is of all of them."""
+    policy, names = RoutingPolicy(shards=6), shard_names("hot", 6)
+    assert len({cluster.owner(slot_of(name)) for name in names}) == len(cluster.servers)
+    async with AsyncExitStack() as stack:
+        for name in names:
+            await stack.enter_async_context(PlainService(cluster.url, name, policy=policy))
+        client = await stack.enter_async_context(AsyncClient(cluster.url))
+        jobs = [Job(model="hot", input=n) for n in range(300)]
+        assert [result.unwrap() async for result in client.map(jobs)] == list(range(300))
+        audit = await client.audit("hot")
+        assert (audit.submitted, audit.ok, audit.live, audit.lost, audit.doubled) == (300, 300, 0, 0, 0)
 
 
 @pytest.mark.usefixtures("services")

@@ -75,7 +75,7 @@ class _HeardClock:
 
 
 class Replica:
-    """Hosts one engine and answers the jobs of one model.
+    """Hosts one engine and answers the jobs of one model, whichever of its shards they are in.
 
     Args:
         model: the name under which producers know it.
@@ -115,23 +115,23 @@ class Replica:
         run_s = await loop.run_in_executor(self._computing, self._compute, tasks)
         answers = await loop.run_in_executor(self._preparing, self._answers, batch, tasks, run_s)
         return BatchOutcome(
-            fates=await self._write(answers),
+            fates=await self._write(batch.model, answers),
             tokens=[task.item.tokens if task.item else 0 for task in tasks],
             run_s=run_s,
         )
 
-    async def _write(self, answers: Sequence[Answer | GiveBack]) -> list[Fate]:
+    async def _write(self, model: str, answers: Sequence[Answer | GiveBack]) -> list[Fate]:
         """End the jobs, and hand back those that are to be tried again; the fate of each, in order."""
         fates = [Fate.LATE] * len(answers)
         ended = [(n, answer) for n, answer in enumerate(answers) if isinstance(answer, Answer)]
         for n, back in enumerate(answers):
             if isinstance(back, GiveBack):
-                [said] = await give_back(self._redis, self.model, [back])
+                [said] = await give_back(self._redis, model, [back])
                 if said is RetryOutcome.AGAIN:
                     fates[n] = Fate.DELAYED
                 elif said is RetryOutcome.CANCELLING:
                     ended.append((n, Answer(*back[:3], Status.CANCELLED, CANCELLED_BODY)))
-        visible = await write_answers(self._redis, self.model, [answer for _, answer in ended])
+        visible = await write_answers(self._redis, model, [answer for _, answer in ended])
         for (n, _), seen in zip(ended, visible, strict=True):
             fates[n] = Fate.ANSWERED if seen else Fate.LATE
         return fates

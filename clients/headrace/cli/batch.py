@@ -138,7 +138,7 @@ def _run(plan: _Plan, output: Output) -> Exit:
 async def _run_batch(plan: _Plan, output: Output) -> dict[str, Any]:
     source, files = plan.source, plan.files
     async with AsyncClient(plan.redis_url) as client:
-        await require_model(client, plan.identity.model)
+        await require_model(client, plan.identity.model, one_shard=True)
         files.open(plan.identity, restart=plan.restart)
         skipped = len(files.finished)
         with _progress(source, files, shown=not output.as_json and sys.stderr.isatty()) as progress:

@@ -196,7 +196,7 @@ async def _with_model(
     redis_url: str | None, model: str, work: Callable[[redis.asyncio.Redis], Coroutine[Any, Any, Exit]]
 ) -> Exit:
     async with AsyncClient(redis_url) as client, _commands(client.url) as redis:
-        await require_model(client, model)
+        await require_model(client, model, one_shard=True)
         return await work(redis)
 
 

@@ -31,6 +31,7 @@ from headrace.errors import (
     RedisUnavailableError,
     ResultGoneError,
     ResultTimeoutError,
+    ShardedModelError,
     UnknownModelError,
 )
 
@@ -102,6 +103,7 @@ class Problem:
 
 
 _KINDS: Final[tuple[tuple[type[BaseException], Exit, str], ...]] = (
+    (ShardedModelError, Exit.USAGE, "`headrace status` lists the shards"),
     (UnknownModelError, Exit.USAGE, "`headrace status` lists the models that are served"),
     (QueueFullError, Exit.UNAVAILABLE, "try again later, or have the service's limits raised"),
     (InvalidJobError, Exit.USAGE, ""),

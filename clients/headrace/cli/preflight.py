@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from headrace.aio import AsyncClient
-from headrace.errors import UnknownModelError
+from headrace.errors import ShardedModelError, UnknownModelError
 
 __all__ = ["require_model"]
 
 
-async def require_model(client: AsyncClient, model: str) -> None:
+async def require_model(client: AsyncClient, model: str, *, one_shard: bool = False) -> None:
     """Return if jobs of the model can be taken.
+
+    Args:
+        client: of the server.
+        model: its name, or that of a shard.
+        one_shard: whether it must not stand for several, since the command works on a single one.
 
     Raises:
         RedisError: the server does not answer.
         UnknownModelError: no service has registered the model.
+        ShardedModelError: it has several shards.
     """
     await client.ping()
-    if model not in await client.models():
+    registered = await client.models()
+    if f"{model}#0" in registered:
+        if one_shard:
+            raise ShardedModelError(f"{model} has several shards, and this is done with one: name it, as {model}#0")
+    elif model not in registered:
         raise UnknownModelError(f"no service has registered the model {model!r} in this Redis")

@@ -63,7 +63,7 @@ async def _results(
     redis_url: str | None, model: str, inbox: str, after: str, follow: bool, idle_s: float | None, output: Output
 ) -> Exit:
     async with AsyncClient(redis_url) as client:
-        await require_model(client, model)
+        await require_model(client, model, one_shard=True)
         reads = (
             _followed(client.url, model, inbox, after, idle_s) if follow else _stored(client.url, model, inbox, after)
         )

@@ -47,9 +47,9 @@ async def _status(redis_url: str | None, model: str | None, job_id: str | None, 
             await require_model(client, model)
         if model is not None and job_id is not None:
             return _say_job(await client.status(job_id, model=model), output)
-        models = [model] if model is not None else await client.models()
+        models = await client.models() if model is None else await client.shards(model)
         overviews = await _overviews(client.url, models)
-    if model is None:
+    if model is None or len(models) > 1:
         output.emit({"models": [_fields(overview) for overview in overviews]})
     else:
         output.emit(_fields(overviews[0]))

@@ -16,14 +16,15 @@ from headrace_cluster.settings import load_config
 
 @pytest.fixture(scope="package")
 def service() -> Iterator[LocalService]:
-    """Hosts `echo` twice, `minilm` in int8, and `fragile`, which does what its jobs ask for.
+    """Hosts `echo` twice, `hot` in two shards, `minilm` in int8, and `fragile`, which does what its jobs ask for.
 
     Of the four cores that it claims it leaves a fifth of one to what a test deploys beside it.
     """
     config = load_config(
         {
             "models": {
-                "echo": {"engine": {"kind": "echo"}, "pools": [{"replicas": 2, "cpus": 0.4}]},
+                "echo": {"engine": {"kind": "echo"}, "pools": [{"replicas": 2, "cpus": 0.3}]},
+                "hot": {"engine": {"kind": "echo"}, "shards": 2, "pools": [{"cpus": 0.2}]},
                 "minilm": {"engine": {"kind": "encoder", "model": str(packaged_encoder())}},
                 "fragile": {
                     "engine": {"kind": "custom", "target": "support.engines:FragileEngine"},

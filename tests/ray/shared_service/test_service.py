@@ -122,6 +122,15 @@ async def test_unknown_models_are_refused_at_once(client: AsyncClient) -> None:
         await client.submit(Job(model="minilmm", input="x"))
 
 
+async def test_shards_share_their_replicas(client: AsyncClient, service: LocalService) -> None:
+    """Producers name the model; each shard has a router, and all of them the one replica."""
+    results = [result async for result in client.map(Job(model="hot", input=n) for n in range(200))]
+    assert [result.unwrap() for result in results] == list(range(200))
+    counts = service.counts()
+    assert sum(counts[name]["answered"] for name in ("hot#0", "hot#1")) == 200
+    assert [counts[name]["replicas"] for name in ("hot#0", "hot#1")] == [1, 1]
+
+
 def test_a_second_service_in_one_process(service: LocalService) -> None:
     """It is refused, and the first goes on: Ray knows one cluster a process, and would give up the first."""
     with pytest.raises(ConnectionError, match=r"call ray.shutdown\(\) first"), LocalService(service.config):
