@@ -111,7 +111,7 @@ def _worker(keys: Keys) -> Iterator[Grant]:
 
 def _monitor(keys: Keys) -> Iterator[Grant]:
     yield _scripts_of(keys)
-    yield Grant((keys.meta, keys.counters, keys.tenants), "hgetall", reading=True)
+    yield Grant((keys.meta, keys.counters, keys.tenants), "hgetall hmget", reading=True)
     yield Grant((_lanes(keys),), "xlen xpending xinfo|stream xinfo|groups xinfo|consumers", reading=True)
     yield Grant((keys.delayed,), "zcard", reading=True)
     yield Grant((keys.dead_letters,), "xlen", reading=True)

@@ -149,6 +149,7 @@ class AsyncClient:
 
     async def _hand_over(self, jobs: Sequence[Job]) -> list[Receipt]:
         """Submit jobs and report the outcome of each, refusals included."""
+        self._require_open()
         payloads = [pack_payload(job) for job in jobs]
         receipts: dict[int, Receipt] = {}
         shards = {model: await self._shards.count(model) for model in {job.model for job in jobs}}
@@ -343,6 +344,7 @@ class AsyncClient:
             return job.model, job.id
         if model is None:
             raise TypeError("a job given by its id needs model=")
+        self._require_open()
         return await self._shards.name(model, job), job
 
     async def cancel(self, job: Receipt | str, *, model: str | None = None) -> CancelOutcome:
@@ -420,10 +422,13 @@ class AsyncClient:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _demultiplexer(self, model: str) -> Demultiplexer:
-        """The model's demultiplexer, with a live reader to feed it."""
+    def _require_open(self) -> None:
         if self._closed:
             raise _closed_error()
+
+    def _demultiplexer(self, model: str) -> Demultiplexer:
+        """The model's demultiplexer, with a live reader to feed it."""
+        self._require_open()
         demultiplexer = self._answers.setdefault(model, Demultiplexer())
         reader = self._readers.get(model)
         if reader is None or reader.failed:

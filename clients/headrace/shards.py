@@ -7,6 +7,7 @@ where it was submitted before; replicas are shared by all.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import zlib
 from collections.abc import Sequence
@@ -43,14 +44,21 @@ class Shards:
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
-        self._known: dict[str, tuple[int, float]] = {}
+        self._known: dict[str, tuple[int | None, float]] = {}
+        self._asking = asyncio.Lock()
 
     async def count(self, model: str) -> int:
         """Shards of a model: one, unless its service says more, and of a shard itself."""
         if _SIGN in model:
             return 1
-        count, until_s = self._known.get(model, (1, 0.0))
-        return count if time.monotonic() < until_s else await self._ask(model)
+        if (count := self._remembered(model)) is not None:
+            return count
+        async with self._asking:  # one asks for all who want to know
+            return self._remembered(model) or await self._ask(model)
+
+    def _remembered(self, model: str) -> int | None:
+        count, until_s = self._known.get(model, (None, 0.0))
+        return count if time.monotonic() < until_s else None
 
     async def name(self, model: str, job_id: str) -> str:
         """The shard in which a job is."""

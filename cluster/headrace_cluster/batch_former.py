@@ -140,10 +140,6 @@ class BatchFormer:
         self._arrivals = self._recent_arrivals(now_s) + count
         self._arrivals_at_s = now_s
 
-    def arrivals_per_s(self, now_s: float) -> float:
-        """How fast jobs have been coming lately."""
-        return self._recent_arrivals(now_s) / _RATE_OVER_S
-
     def add(self, job: WaitingJob, *, run_s: float = 0.0) -> None:
         """Take a job in; `run_s` is how long its answer takes once it is dispatched."""
         due_s = job.submitted_s + self.policy.patience_s[job.priority]

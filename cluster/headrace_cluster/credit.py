@@ -1,9 +1,8 @@
 """How much a router may read: only what its replicas have room for.
 
 Work that waits in Redis can be taken by any router, survives this one and costs it no memory. So a router
-holds no more than fills its free slots and one more batch for each replica, or what it gets through in a twentieth of a
-second where batches are small and fast, since a read costs the same for one job as for a hundred. Each of the three
-priorities has that credit for itself, lest a flood in one keep the others from being seen. A priority's lanes share it.
+holds no more than fills its free slots and one more batch for each replica, and each of the three priorities
+has that credit for itself, lest a flood in one keep the others from being seen. A priority's lanes share it.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ class CreditPolicy:
     max_held_bytes: int = 64 << 20
     max_read: int = 512
     """Entries of one lane that one read takes at most."""
-    ahead_s: float = 0.05
-    """For how long at the present rate there should be enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,6 @@ def plan_reading(
     replicas: int,
     waiting: tuple[int, int, int],
     active: int = 1,
-    arrivals_per_s: float = 0.0,
     held_bytes: int,
     mean_bytes: float,
 ) -> Reading | None:
@@ -64,16 +60,13 @@ def plan_reading(
         replicas: how many replicas there are; with none, everything stays in Redis.
         waiting: jobs that the router holds undispatched, by priority.
         active: the most lanes of one priority that had entries at the last read.
-        arrivals_per_s: how fast jobs have been coming.
         held_bytes: their payload bytes, and those of batches that are out.
         mean_bytes: what a payload has been on average.
     """
     if replicas == 0 or held_bytes >= policy.max_held_bytes:
         return None
-    ahead = min(int(arrivals_per_s * policy.ahead_s), policy.max_read)
-    room = max((free_slots + replicas) * policy.batch_jobs, ahead)
-    # Not more than two batches between reads: so long may a job that just came stay unseen.
-    threshold = max(1, policy.batch_jobs // 2, min(2 * policy.batch_jobs, ahead // 2))
+    room = (free_slots + replicas) * policy.batch_jobs
+    threshold = max(1, policy.batch_jobs // 2)
     credits = {priority: room - held for priority, held in enumerate(waiting) if room - held >= threshold}
     if not credits:
         return None

@@ -176,14 +176,13 @@ class ModelRouter:
     # -- in ---------------------------------------------------------------------------------------------
 
     def _plan_reading(self) -> Reading | None:
-        slots, former, now_s = self.scheduler.slots, self.scheduler.former, self._clock.now_s()
+        slots, former = self.scheduler.slots, self.scheduler.former
         return plan_reading(
             self._credit,
-            free_slots=slots.free(now_s) if self.scheduler.breaker.closed else 0,
+            free_slots=slots.free(self._clock.now_s()) if self.scheduler.breaker.closed else 0,
             replicas=slots.replicas,
             waiting=(former.waiting_of(0), former.waiting_of(1), former.waiting_of(2)),
             active=self._reader.active,
-            arrivals_per_s=former.arrivals_per_s(now_s),
             held_bytes=self.held.bytes,
             mean_bytes=self.held.mean_bytes,
         )

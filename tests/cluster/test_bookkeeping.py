@@ -176,15 +176,6 @@ def test_little_credit_is_not_worth_a_read() -> None:
     assert plan(waiting=(160, 161, 161)) == Reading((0,), 32)
 
 
-def test_fast_small_batches_are_read_for_some_time_ahead() -> None:
-    """What goes in a twentieth of a second, within one read's bounds; and again after two batches at the latest."""
-    assert plan(arrivals_per_s=8_000.0) == Reading((0, 1, 2), 400)
-    assert plan(arrivals_per_s=80_000.0) == Reading((0, 1, 2), 512)
-    assert plan(arrivals_per_s=8_000.0, waiting=(0, 273, 0)) == Reading((0, 2), 400)
-    assert plan(arrivals_per_s=8_000.0, waiting=(272, 400, 400)) == Reading((0,), 128)
-    assert plan(arrivals_per_s=1_000.0) == plan()
-
-
 def test_a_read_takes_at_most_so_many() -> None:
     """A pool of many replicas is filled in several reads."""
     assert plan(free_slots=100, replicas=50) == Reading((0, 1, 2), 512)

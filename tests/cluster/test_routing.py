@@ -16,7 +16,6 @@ from headrace.errors import EngineFailedError
 from headrace.keys import GROUP, keys_of
 from headrace.registry import Limits
 from headrace_cluster.batch_former import FormingPolicy
-from headrace_cluster.credit import CreditPolicy
 from headrace_cluster.model_router import ModelRouter
 from headrace_cluster.routing import RoutingPolicy
 from headrace_workers.engines.base import ItemError, Prepared
@@ -352,11 +351,11 @@ async def test_a_job_that_is_expired_when_it_is_read_never_runs(redis_url: str) 
 
 
 async def test_a_router_holds_no_more_than_its_credit(redis_url: str) -> None:
-    """Fifty thousand jobs wait in Redis; the router holds what it gets through in 50 ms, one read at most."""
+    """Fifty thousand jobs wait in Redis; the router holds what fills its slots and one batch more, in each lane."""
     forming = FormingPolicy(max_jobs=16)
     engine = SlowEngine(0.001)
     limits = Limits()
-    bound = CreditPolicy().max_read
+    bound = 3 * (2 + 1) * 16
     async with AsyncClient(redis_url) as client, PlainService(redis_url, MODEL):
         pass
     async with AsyncClient(redis_url) as client:
