@@ -69,9 +69,10 @@ async def test_a_user_without_the_rights(locked_server: EmbeddedServer) -> None:
 async def test_who_waits_is_told_when_the_inbox_may_not_be_read(locked_server: EmbeddedServer) -> None:
     """A reader that never will be let in ends the waiting, instead of trying for ever."""
     async with AsyncClient(with_credentials(locked_server, "reader:look"), settings=QUICK) as client:
-        client._demultiplexer(MODEL).open("job")
+        shard = f"{MODEL}#0"  # of a shard nothing is asked before
+        client._demultiplexer(shard).open("job")
         with pytest.raises(RedisSetupError):
-            await client.result("job", model=MODEL, timeout_s=5)
+            await client.result("job", model=shard, timeout_s=5)
 
 
 @pytest.mark.parametrize("credentials", [f":{SECRET}x", f"default:{SECRET}x"])
