@@ -126,8 +126,13 @@ async def test_shards_share_their_replicas(client: AsyncClient, service: LocalSe
     """Producers name the model; each shard has a router, and all of them the one replica."""
     results = [result async for result in client.map(Job(model="hot", input=n) for n in range(200))]
     assert [result.unwrap() for result in results] == list(range(200))
-    assert [service.counts()[name]["replicas"] for name in ("hot#0", "hot#1")] == [1, 1]
-    await eventually(lambda: sum(service.counts()[name]["answered"] for name in ("hot#0", "hot#1")) == 200)
+
+    async def all_counted() -> bool:
+        counts = await asyncio.to_thread(service.counts)
+        shards = [counts[name] for name in await client.shards("hot")]
+        return [shard["replicas"] for shard in shards] == [1, 1] and sum(shard["answered"] for shard in shards) == 200
+
+    await eventually(all_counted)
 
 
 def test_a_second_service_in_one_process(service: LocalService) -> None:
