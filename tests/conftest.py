@@ -11,6 +11,7 @@ import redis
 from hypothesis import HealthCheck, settings
 
 from headrace.keys import GROUP, MODELS, keys_of
+from headrace.shards import model_of
 from headrace_cluster.embedded import EmbeddedServer
 from support.service import PlainService
 
@@ -45,7 +46,7 @@ def redis_url(redis_server: EmbeddedServer, request: pytest.FixtureRequest) -> I
 def leaks(client: redis.Redis) -> list[str]:
     """What stands in Redis for ever and should not, and what is pending though nobody works on it."""
     models = {member.decode() for member in cast("set[bytes]", client.smembers(MODELS))}
-    names = models | {model.partition("#")[0] for model in models}
+    names = models | {model_of(model) for model in models}
     permanent = {MODELS}.union(*(keys_of(name).permanent for name in names))
     found = [
         f"{name.decode()} has no TTL"

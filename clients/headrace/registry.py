@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 from headrace.connection import translated
 from headrace.keys import GROUP, MODELS, keys_of
 from headrace.messages.envelope import WIRE_VERSION
+from headrace.shards import model_of
 
 __all__ = ["Limits", "register", "registered_models"]
 
@@ -62,7 +63,9 @@ async def register(client: redis.asyncio.Redis, model: str, limits: Limits, *, s
                 "wire_version": WIRE_VERSION,
             },
         )
-        await client.hset(keys_of(model.partition("#")[0]).meta, "shards", str(shards))
+        base = model_of(model)
+        if shards > 1 or base == model:  # a shard that is hosted by itself knows nothing of the others
+            await client.hset(keys_of(base).meta, "shards", str(shards))
         await client.sadd(MODELS, model)
 
 

@@ -19,7 +19,7 @@ from headrace.connection import execute, translated
 from headrace.errors import DecodeError, ShardedModelError
 from headrace.keys import keys_of
 
-__all__ = ["Shards", "shard_names", "shard_of"]
+__all__ = ["Shards", "model_of", "shard_names", "shard_of"]
 
 _REMEMBERED_S: Final = 10.0
 _SIGN: Final = "#"
@@ -28,6 +28,11 @@ _SIGN: Final = "#"
 def shard_of(model: str, job_id: str, shards: int) -> str:
     """The name under which a job of a model goes: CRC-32 of its id, modulo the number of shards."""
     return model if shards < 2 else f"{model}{_SIGN}{zlib.crc32(job_id.encode()) % shards}"
+
+
+def model_of(name: str) -> str:
+    """The model of which a name may be a shard."""
+    return name.partition(_SIGN)[0]
 
 
 def shard_names(model: str, shards: int) -> list[str]:

@@ -76,10 +76,10 @@ def run_engine(plan: EnginePlan, say: Say, *, model: str | None = None) -> dict[
     """
     name = model or str(packaged_encoder())
     source = find_source(name)
-    limit = EncoderEngine(name, precision="fp32").info.details["max_tokens"]
-    tokenizer = load_tokenizer(source, limit)
-    texts = heavy_tailed_texts(plan.texts, lambda words: [len(tokens.ids) for tokens in tokenizer(list(words))])
     contestants = {precision: _contestant(name, precision, plan, say) for precision in plan.precisions}
+    first = contestants[plan.precisions[0]]
+    tokenizer = load_tokenizer(source, first.engine.info.details["max_tokens"])
+    texts = heavy_tailed_texts(plan.texts, lambda words: [len(tokens.ids) for tokens in tokenizer(list(words))])
     for warming in (True, False):
         for turn in range(1 if warming else plan.rounds):
             say("warming up" if warming else f"round {turn + 1} of {plan.rounds}")
@@ -88,7 +88,6 @@ def run_engine(plan: EnginePlan, say: Say, *, model: str | None = None) -> dict[
                     contestant.take(texts[start : start + plan.batch_jobs], keep=warming)
         if warming:
             _forget_times([*contestants.values()])
-    first = contestants[plan.precisions[0]]
     rows = [_row(precision, one, first, plan) for precision, one in contestants.items()]
     return {"device": first.engine.info.details.get("gpu", plan.device), "texts": plan.texts, "precisions": rows}
 
