@@ -32,7 +32,12 @@ Who raises it, and whether trying again can help::
     ├── ConfigError              cluster, at start                       fix the named key
     ├── ArtifactError            worker, at load
     │   └── ArtifactTamperedError  a file's hash is not the manifest's   fetch it again
-    └── ModelLoadError           worker, at load                         fix path, files or task
+    ├── ModelLoadError           worker, at load                         fix path, files or task
+    └── CompressionError         worker, while it compresses a model
+        ├── RecipeError            the recipe says what is not understood  fix the named field
+        ├── CompressionDataError   no text, no labels, too little of it  fix the named line, or give more
+        ├── StageError             a stage does not suit the model       change the stage, or leave it out
+        └── GateError              the result is not what was asked for  see the report; the work is kept
 
 What travels on the wire is never an exception but a `FailureCode` with a message and a hint
 (`headrace.messages.Failure`); the client turns it into the matching class above.
@@ -49,10 +54,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactError",
     "ArtifactTamperedError",
+    "CompressionDataError",
+    "CompressionError",
     "ConfigError",
     "DecodeError",
     "EngineFailedError",
     "FailureCode",
+    "GateError",
     "HeadraceError",
     "InvalidInputError",
     "InvalidJobError",
@@ -254,3 +262,23 @@ class ArtifactTamperedError(ArtifactError):
 
 class ModelLoadError(HeadraceError):
     """The model could not be loaded or does not do the task asked of it."""
+
+
+class CompressionError(HeadraceError):
+    """A model could not be compressed as asked. What was finished before is kept."""
+
+
+class RecipeError(CompressionError, ValueError):
+    """A recipe, or a target, says something that is not understood. The message names the place."""
+
+
+class CompressionDataError(CompressionError, ValueError):
+    """The data to compress with is not what it should be: no text, too little, labels for some."""
+
+
+class StageError(CompressionError):
+    """A stage cannot be done to this model: parts it needs are missing, or too little would be left."""
+
+
+class GateError(CompressionError):
+    """The result fails a gate of its recipe, and is no artifact to be served; `headrace compress` keeps it to look at."""

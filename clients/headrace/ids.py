@@ -18,14 +18,16 @@ MODEL_PATTERN: Final = r"^[A-Za-z0-9._-]{1,64}(#[0-9]{1,3})?$"
 
 _NAME = re.compile(NAME_PATTERN)
 
+_VERSION_7: Final = 7 << 76 | 0b10 << 62
+_RANDOM: Final = ~(0b11 << 62)
+"""The bits of a UUID that say which kind it is, and all others."""
+
 
 def new_job_id() -> str:
     """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then 74 random bits."""
     # The generator is seeded by the system and again in every forked child; ids are unique, not secret.
-    now_ms, bits = time.time_ns() // 1_000_000, random.getrandbits(74)
-    variant = 0x8000 | bits >> 48 & 0x3FFF
-    head = f"{now_ms >> 16:08x}-{now_ms & 0xFFFF:04x}-7{bits >> 62:03x}"
-    return f"{head}-{variant:04x}-{bits & 0xFFFFFFFFFFFF:012x}"
+    digits = "%032x" % (time.time_ns() // 1_000_000 << 80 | _VERSION_7 | random.getrandbits(76) & _RANDOM)
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def new_inbox() -> str:

@@ -38,6 +38,7 @@ _SWEEP_AT: Final = 64
 """How many jobs that left may stay behind in a heap at least."""
 _RATE_OVER_S: Final = 0.05
 """Over how long the rate of arrivals is averaged."""
+_NOTHING: Final = (0.0, 0.0, 0.0)
 _TURNS: Final = 8
 """How many tenants' turns make up a batch at least."""
 
@@ -111,7 +112,7 @@ class BatchFormer:
         self.policy = policy
         self._flows: dict[tuple[int, str], _Flow] = {}
         self._rounds: tuple[deque[_Flow], ...] = (deque(), deque(), deque())
-        self._entitled = [0.0, 0.0, 0.0]
+        self._entitled = list(_NOTHING)
         self._quantum = max(1, policy.max_tokens // _TURNS)
         self._by_deadline: list[_Item] = []
         self._sequence = 0
@@ -282,9 +283,10 @@ class BatchFormer:
             return None
         flow = self._next_flow(self._rounds[priority])
         item = heapq.heappop(flow.by_due)
-        flow.deficit -= item[2].tokens
-        self._leave(item[2])
-        self._charge(priority, item[2].tokens)
+        job = item[2]
+        flow.deficit -= job.tokens
+        self._leave(job)
+        self._charge(priority, job.tokens)
         return item
 
     def _put_back(self, items: Iterable[_Item]) -> None:
@@ -299,9 +301,9 @@ class BatchFormer:
 
     def _next_priority(self) -> int | None:
         """One that has not had its share, else the one with the most urgent job."""
+        if self._jobs in self._of_priority:  # as nearly always: all that wait are of one priority, or none waits
+            return self._of_priority.index(self._jobs) if self._jobs else None
         waiting = [priority for priority in range(3) if self._of_priority[priority]]
-        if len(waiting) < 2:
-            return waiting[0] if waiting else None
         heads = [(self._most_urgent_of(priority), priority) for priority in waiting]
         for head, priority in heads:
             if self._entitled[priority] >= head[2].tokens:
@@ -327,7 +329,7 @@ class BatchFormer:
     def _charge(self, priority: int, tokens: int) -> None:
         """Work was done for a priority: each that waits is entitled to its share of as much."""
         if self._of_priority[priority] == self._jobs:  # nobody else waits
-            self._entitled = [0.0, 0.0, 0.0]
+            self._entitled[:] = _NOTHING
             return
         whole = sum(self.policy.shares)
         for other in range(3):

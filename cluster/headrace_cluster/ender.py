@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, Final
 
 import redis.asyncio
 
@@ -17,6 +17,10 @@ from headrace_cluster.batch_former import WaitingJob
 from headrace_cluster.routing import RouterCounts
 
 __all__ = ["Ender"]
+
+_EXPIRED_BODY: Final = pack_failure(
+    FailureCode.EXPIRED, "the deadline passed before a replica was free", hint="submit with more time"
+)
 
 
 class Ender:
@@ -53,8 +57,7 @@ class Ender:
     def expire(self, jobs: Sequence[WaitingJob]) -> None:
         """Jobs whose deadline passed while they waited."""
         self._counts.expired += len(jobs)
-        message = "the deadline passed before a replica was free"
-        self._end(jobs, Status.EXPIRED, pack_failure(FailureCode.EXPIRED, message, hint="submit with more time"))
+        self._end(jobs, Status.EXPIRED, _EXPIRED_BODY)
 
     def cancel(self, jobs: Sequence[WaitingJob]) -> None:
         """Jobs that somebody called off."""

@@ -26,7 +26,7 @@ class TokenEstimate:
 
     def tokens(self, size_bytes: int) -> int:
         """The guess for a payload of that size; at least 1."""
-        return max(1, round(size_bytes * self.tokens_per_byte))
+        return int(size_bytes * self._tokens / self._bytes + 0.5) or 1
 
     def learn(self, size_bytes: int, tokens: int) -> None:
         """One finished batch: its payload bytes, and the tokens they turned out to be."""

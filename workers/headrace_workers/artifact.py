@@ -34,9 +34,11 @@ if TYPE_CHECKING:  # who only looks for a model need not wait for torch
 __all__ = [
     "SCHEMA_VERSION",
     "Artifact",
+    "Encoding",
     "Manifest",
     "Requires",
     "Source",
+    "Structure",
     "Variant",
     "VariantContent",
     "is_artifact",
@@ -49,7 +51,9 @@ _MANIFEST: Final = "manifest.json"
 _MOST_MANIFEST_BYTES: Final = 16 << 20
 
 Part = TypeVar("Part", bound=BaseModel)
-Task = Literal["embedding", "sequence_classification", "token_classification"]
+Task = Literal["embedding", "sequence_classification", "token_classification", "causal_lm", "custom"]
+"""`custom` is a torch module that is none of transformers': whoever loads it brings the code."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
@@ -99,14 +103,38 @@ class Requires(_Part):
     """At least one of these instruction sets; empty: none in particular."""
 
 
+class Structure(_Part):
+    """How a variant's modules differ from what `config.json` makes of them. Widths are those of its tensors."""
+
+    layers: dict[str, list[int]] = {}
+    """For a list of blocks, by its module name, which of its blocks are left, in order."""
+    attributes: dict[str, dict[str, int]] = {}
+    """For modules, by name, numbers that their code goes by: heads, widths."""
+    pruned: list[str] = []
+    """Modules in whose weights zeros are meant, and stay zeros when it is trained."""
+
+
+class Encoding(_Part):
+    """How a tensor is stored, where that is not as it is."""
+
+    kind: Literal["bits", "bitmask"]
+    """`bits`: unsigned numbers of `bits` bits, packed row by row. `bitmask`: a bit for each element that is not zero,
+    and then those elements."""
+    shape: list[Annotated[int, Field(ge=0, le=1 << 31)]]
+    bits: Annotated[int, Field(ge=1, le=8)] = 8
+
+
 class Variant(_Part):
     """One form of the model."""
 
     name: Name
-    layers: dict[str, Literal["int8_channel", "int8_row"]]
-    """Modules that are compressed, and how; all others are plain."""
+    layers: dict[str, str]
+    """Modules that are compressed, and how (`headrace_workers.compression.schemes`); all others are plain."""
     tensors: dict[str, str]
     """Tensor name to the blob file that holds it under that name."""
+    encodings: dict[str, Encoding] = {}
+    """Tensors that are not stored as they are, by name."""
+    structure: Structure = Structure()
     requires: Requires = Requires()
 
 
@@ -115,7 +143,8 @@ class VariantContent:
     """A variant to be written: its tensors, and the scheme of each compressed module."""
 
     tensors: Mapping[str, Tensor]
-    layers: Mapping[str, Literal["int8_channel", "int8_row"]]
+    layers: Mapping[str, str]
+    structure: Structure = field(default_factory=Structure)
     requires: Requires = field(default_factory=Requires)
 
 

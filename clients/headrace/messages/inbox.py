@@ -98,17 +98,23 @@ class InboxEntry(NamedTuple):
         if not isinstance(body, dict):
             raise DecodeError(f"the body of inbox entry {self.entry_id} is not a map")
         try:
-            status = Status(self.status)
+            status = _STATUSES.get(self.status) or Status(self.status)
             parts = _parts_of_answer(body) if status is Status.OK else {"failure": Failure.model_validate(body)}
-            return Result(
-                model=model, id=self.job_id, status=status, attempt=self.attempt, cursor=self.entry_id, **parts
-            )
+            parts |= {
+                "model": model,
+                "id": self.job_id,
+                "status": status,
+                "attempt": self.attempt,
+                "cursor": self.entry_id,
+            }
+            return Result.model_validate(parts)
         except ValidationError as error:
             raise DecodeError(f"inbox entry {self.entry_id}: {explain(error, 'answer')}") from None
         except ValueError as error:
             raise DecodeError(f"inbox entry {self.entry_id}: {error}") from None
 
 
+_STATUSES: Final = {str(status): status for status in Status}
 _ANSWER: Final = frozenset({"output", "tensor", "input_tokens", "queued_ms", "run_ms", "variant"})
 
 

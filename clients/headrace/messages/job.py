@@ -55,7 +55,7 @@ class Job(BaseModel):
 
     def __init__(self, **fields: Any) -> None:
         try:
-            super().__init__(**fields)
+            self.__pydantic_validator__.validate_python(fields, self_instance=self)  # as BaseModel's own does
         except ValidationError as error:
             raise InvalidJobError(explain(error, "job")) from None
 
