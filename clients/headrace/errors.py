@@ -281,4 +281,4 @@ class StageError(CompressionError):
 
 
 class GateError(CompressionError):
-    """The result fails a gate of its recipe, and is no artifact to be served; `headrace compress` keeps it to look at."""
+    """The result fails a gate of its recipe: it is kept to look at, and is no artifact to be served."""

@@ -19,7 +19,7 @@ from headrace.connection import execute, translated
 from headrace.errors import DecodeError, ShardedModelError
 from headrace.keys import keys_of
 
-__all__ = ["Shards", "model_of", "shard_names", "shard_of"]
+__all__ = ["Shards", "model_of", "require_one", "shard_names", "shard_of"]
 
 _REMEMBERED_S: Final = 10.0
 _SIGN: Final = "#"
@@ -38,6 +38,18 @@ def model_of(name: str) -> str:
 def shard_names(model: str, shards: int) -> list[str]:
     """All names of a model; its own where it has one shard."""
     return [model] if shards < 2 else [f"{model}{_SIGN}{number}" for number in range(shards)]
+
+
+def require_one(model: str, names: Sequence[str]) -> None:
+    """For what is done with one shard, such as reading an inbox: each has its own.
+
+    Raises:
+        ShardedModelError: `names`, all shards of the model, are several.
+    """
+    if len(names) > 1:
+        raise ShardedModelError(
+            f"{model} has {len(names)} shards, and this is done with one: name it, from {names[0]} to {names[-1]}"
+        )
 
 
 class Shards:
@@ -86,10 +98,7 @@ class Shards:
         Raises:
             ShardedModelError: the model has several.
         """
-        if len(names := await self.names(model)) > 1:
-            raise ShardedModelError(
-                f"{model} has {len(names)} shards, each with an inbox of its own; name one: {names[0]} to {names[-1]}"
-            )
+        require_one(model, await self.names(model))
 
     async def _ask(self, model: str) -> int:
         async with translated(f"reading how many shards {model} has"):

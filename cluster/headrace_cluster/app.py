@@ -37,7 +37,6 @@ from headrace_cluster.model_router import ModelRouter
 from headrace_cluster.redis_address import RedisAddress
 from headrace_cluster.serve_pool import JoinedPools, PoolReplica, ServePool
 from headrace_cluster.settings import ModelConfig, PoolConfig, ServiceConfig, load_config
-from headrace_workers import node
 
 __all__ = ["BuildArgs", "RouterReplica", "application", "build", "pool_name"]
 
@@ -158,7 +157,6 @@ class RouterReplica:
             )
             for name, model, hosted in named
         }
-        node.freeze_loaded()
         self._tasks = {
             model: asyncio.create_task(self._route(router), name=f"router-{model}")
             for model, router in self._routers.items()

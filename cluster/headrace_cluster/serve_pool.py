@@ -40,7 +40,6 @@ class PoolReplica:
     ) -> None:
         node.prepare_process(threads)  # before anything is measured or packed
         self._replica = Replica(model, make_engine(engine, device=device), redis_url=redis.resolve())
-        node.freeze_loaded()
 
     async def run(self, _replica: str, batch: bytes) -> bytes:
         """Run a packed batch. The first argument is for `DirectRouter`, which has read it by now."""

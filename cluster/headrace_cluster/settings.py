@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from headrace.ids import MODEL_PATTERN
 from headrace.registry import Limits
 from headrace.server_check import Checks, Durability
+from headrace.shards import model_of
 from headrace_cluster.batch_former import FormingPolicy
 from headrace_cluster.config_file import read_yaml
 from headrace_cluster.config_sources import ConfigSources
@@ -170,6 +171,13 @@ class ServiceConfig(_Config):
     """The routers, which share all lanes."""
     redis: RedisConfig = RedisConfig()
     """How the Redis server is reached, and what it must be like."""
+
+    @model_validator(mode="after")
+    def _shards_have_no_shards(self) -> ServiceConfig:
+        for name, hosted in self.models.items():
+            if hosted.shards > 1 and model_of(name) != name:
+                raise ValueError(f"models: {name!r} names one shard of {model_of(name)!r}, and has none of its own")
+        return self
 
     @property
     def redis_address(self) -> RedisAddress:

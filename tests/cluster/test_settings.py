@@ -169,6 +169,7 @@ def test_unknown_variables(variable: str, value: str, said: str, monkeypatch: py
         (echo(batching={"padded": "yes"}), "padded: Input should be a valid boolean"),
         (echo(pools=[]), "pools: Tuple should have at least 1 item"),
         (echo(pools=[{}, {}]), "two pools have one name"),
+        ({"models": {"echo#1": {**ECHO["models"]["echo"], "shards": 4}}}, "'echo#1' names one shard of 'echo'"),
         (echo(pools=[{"name": "GPU 1"}]), "pools.0.name: String should match pattern"),
         (echo(batching={"patience_s": [0, 1]}), "patience_s.2: is missing"),
     ],

@@ -7,12 +7,11 @@ measurement with other threads or another allocator chooses wrong.
 from __future__ import annotations
 
 import ctypes
-import gc
 import logging
 import os
 from typing import Final, NamedTuple
 
-__all__ = ["Capabilities", "capabilities", "freeze_loaded", "give_memory_back", "prepare_process"]
+__all__ = ["Capabilities", "capabilities", "give_memory_back", "prepare_process"]
 
 log = logging.getLogger(__name__)
 
@@ -70,16 +69,6 @@ def prepare_process(threads: int) -> None:
             torch.set_num_interop_threads(1)
         except RuntimeError:  # torch allows it once, before its first parallel work
             log.debug("torch has already started its inter-op threads; nothing of ours uses them")
-
-
-def freeze_loaded() -> None:
-    """Have the garbage collector look no more at what stands now: libraries and models, for ever reachable.
-
-    They are half a million objects, and a collector that looks at each of them stops the process for tens of
-    milliseconds every now and then. For once, when everything is loaded.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _keep_freed_memory() -> None:

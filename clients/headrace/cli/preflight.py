@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from headrace.aio import AsyncClient
-from headrace.errors import ShardedModelError, UnknownModelError
+from headrace.errors import UnknownModelError
+from headrace.shards import require_one
 
 __all__ = ["require_model"]
 
@@ -23,8 +24,7 @@ async def require_model(client: AsyncClient, model: str, *, one_shard: bool = Fa
     """
     await client.ping()
     registered = await client.models()
-    if f"{model}#0" in registered:
-        if one_shard:
-            raise ShardedModelError(f"{model} has several shards, and this is done with one: name it, as {model}#0")
-    elif model not in registered:
+    if one_shard:
+        require_one(model, await client.shards(model))
+    if model not in registered and f"{model}#0" not in registered:
         raise UnknownModelError(f"no service has registered the model {model!r} in this Redis")

@@ -1,8 +1,8 @@
 """Data to compress with: texts, with or without labels, cut into parts that never mix.
 
-A file holds one example a line: JSON (``{"text": …, "label": …}``) in a ``.jsonl``, a bare text in any other. Which part
-an example falls into is decided by a hash of the example itself: adding lines moves no other, and a text that stands
-in a file twice is never both trained on and judged by.
+A file holds one example a line: JSON (``{"text": …, "label": …}``) in a ``.jsonl``, a bare text in any other. Which
+part an example falls into is decided by a hash of the example itself: adding lines moves no other, and a text that
+stands in a file twice is never both trained on and judged by.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def split(examples: Examples) -> Split:
     for name, part in places.items():
         if len(part) < _LEAST:
             raise CompressionDataError(
-                f"{len(examples)} examples leave {len(part)} for {name}; each part needs {_LEAST}: give about 100 or more"
+                f"{len(examples)} examples leave {len(part)} for {name}, which needs {_LEAST}: give about 100 or more"
             )
     return Split(**{name: examples.take(part) for name, part in places.items()})
 
@@ -142,6 +142,8 @@ def _labelled(found: Sequence[tuple[str, str | None]], file: Path) -> Examples:
     if not given:
         return Examples(texts)
     if len(given) != len(found):
-        raise CompressionDataError(f"{file}: {len(given)} of {len(found)} examples have a label; give all of them one, or none")
+        raise CompressionDataError(
+            f"{file}: {len(given)} of {len(found)} examples have a label; give one to all or none"
+        )
     names = tuple(sorted(set(given)))
     return Examples(texts, [names.index(label) for label in given], names)

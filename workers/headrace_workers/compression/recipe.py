@@ -61,7 +61,7 @@ class Losses(_Part):
 
     temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
     logits: Annotated[float, Field(ge=0)] = 1.0
-    """T²·KL(teacher ‖ student) over the answers: classes, next tokens, or, for embeddings, the similarities of a batch."""
+    """T²·KL(teacher ‖ student) over the answers: classes, next tokens, or, for embeddings, a batch's similarities."""
     task: Annotated[float, Field(ge=0)] = 0.0
     """The task's own loss, where data has labels."""
     embedding: Annotated[float, Field(ge=0)] = 1.0
@@ -108,7 +108,7 @@ class PruneStructured(_Part):
     kind: Literal["prune_structured"] = "prune_structured"
     target: Literal["ffn", "heads", "layers"]
     importance: Literal["weight", "activation", "taylor"] = "activation"
-    """By the weights' L1 norm; by mean activation magnitude on data (Minitron); by |activation·gradient| (Molchanov)."""
+    """By the weights' L1 norm; by mean activation on data (Minitron); by |activation·gradient| (Molchanov)."""
     ratio: Ratio | None = None
     """What share of them goes."""
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from headrace.errors import CompressionDataError
 from headrace_workers.artifact import Structure, Task
 from headrace_workers.compression.data import Examples
+from headrace_workers.compression.embedding import pooled
 from headrace_workers.models.loading import LoadedModel, load_model, max_tokens_of
 from headrace_workers.models.pooling import read_pooling
 from headrace_workers.models.source import ModelSource
