@@ -95,7 +95,7 @@ class _Runner:
 
         node.prepare_process(threads)
         self._sorted = manner == "packed_sorted"
-        self._embed = _padded(model, precision) if manner == "padded" else _packed(model, precision)
+        self._answer = _padded(model, precision) if manner == "padded" else _packed(model, precision)
         self._size = _PADDED_BATCH if manner == "padded" else _BATCH_JOBS
 
     def run(self, texts: list[str]) -> list[Any]:
@@ -103,7 +103,7 @@ class _Runner:
             texts = sorted(texts, key=len)
         answers: list[Any] = []
         for start in range(0, len(texts), self._size):
-            answers += self._embed(texts[start : start + self._size])
+            answers += self._answer(texts[start : start + self._size])
         return answers
 
 
@@ -115,9 +115,9 @@ def _packed(model: str, precision: str) -> Callable[[list[str]], list[Any]]:
 
 
 def _padded(model: str, precision: str) -> Callable[[list[str]], list[Any]]:
-    from headrace_cluster.bench.padded import PaddedEmbedder
+    from headrace_cluster.bench.padded import PaddedModel
 
-    return PaddedEmbedder(model, precision=precision)  # type: ignore[arg-type]
+    return PaddedModel(model, precision=precision)  # type: ignore[arg-type]
 
 
 def embed_in_process(model: str, texts: Sequence[str], *, threads: int, precision: str) -> list[list[float]]:

@@ -23,11 +23,11 @@ class BatchedEmbedder:
     """A deployment that embeds one text a call, and lets Serve put up to 32 of them together."""
 
     def __init__(self, model: str, threads: int) -> None:
-        from headrace_cluster.bench.padded import PaddedEmbedder
+        from headrace_cluster.bench.padded import PaddedModel
         from headrace_workers import node
 
         node.prepare_process(threads)
-        self._embed = PaddedEmbedder(model, precision="int8")
+        self._embed = PaddedModel(model, precision="int8")
 
     @serve.batch(max_batch_size=_BATCH, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]
     async def _together(self, texts: list[str]) -> list[bytes]:
