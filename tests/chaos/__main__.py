@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from chaos.plan import Fault, Targets, describe, make_plan, spread
+from chaos.plan import Fault, describe, make_plan, spread
 from chaos.report import line, summary
 from chaos.sabotage import SABOTAGES
 from chaos.scenario import Outcome, Scenario, run_scenario
@@ -61,9 +61,7 @@ def _factor(scenario: Scenario, faults_s: float) -> float:
 
 
 def _plan(scenario: Scenario, seed: int, factor: float) -> list[Fault]:
-    topology = scenario.topology
-    targets = Targets(len(topology.producers), topology.routers, topology.replicas, scenario.commands)
-    return make_plan(seed, scenario.faults_s * factor, spread(scenario.faults, factor), targets)
+    return make_plan(seed, scenario.faults_s * factor, spread(scenario.faults, factor), scenario.targets)
 
 
 def _run(scenario: Scenario, options: argparse.Namespace, factor: float) -> Outcome:

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, Self
 
 from chaos import sabotage
 from chaos.history import History
+from chaos.island import Island
 from chaos.nursery import Nursery
 from chaos.orders import Order, Traffic
 from chaos.socket_pool import socket_of
@@ -45,6 +46,10 @@ class Topology:
     call_timeout_s: float = 6.0
     retention_s: float = 3600.0
     lane_capacity: int = 1_000_000
+    nodes: int = 0
+    """Ray nodes that can be killed, besides the one that Ray itself lives on; for the real Serve application alone."""
+    islands: bool = False
+    """Whether each kind of process has a network of its own to the server, which can be partitioned."""
     rebirth_s: float = 0.1
     """How long until a dead process is born again."""
 
@@ -81,7 +86,8 @@ class Cluster:
         self.server = EmbeddedServer(
             directory / "redis", fsync=topology.fsync, die_with_parent=True, options=dict(_SERVER_OPTIONS)
         )
-        self.proxies = {link: Proxy(self.server.url) for link in _LINKS.values()}
+        between = Island if topology.islands else Proxy
+        self.proxies: dict[str, Any] = {link: between(self.server.url) for link in _LINKS.values()}
         for folder in ("histories", "replicas", "scratch", "logs"):
             (directory / folder).mkdir(parents=True, exist_ok=True)
         self.history = History(directory / "histories", "cluster")

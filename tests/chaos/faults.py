@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from chaos import sabotage
 from chaos.cluster import Cluster
 from chaos.plan import Fault, FaultKind
+from chaos.serve_cluster import ServeCluster
 from headrace.connection import execute
 
 __all__ = ["Tormentor"]
@@ -137,6 +138,10 @@ class Tormentor:
             self._cluster.signal(hit, signal.SIGCONT)
         return hit
 
+    async def kill_node(self, fault: Fault) -> str:
+        assert isinstance(self._cluster, ServeCluster), "only the real Serve application has nodes"
+        return await self._cluster.kill_node(int(fault.target.rpartition("-")[2]))
+
     # -- links ------------------------------------------------------------------------------------------
 
     async def drop_reply(self, fault: Fault) -> str:
@@ -154,6 +159,13 @@ class Tormentor:
         proxy.release()
         return fault.target
 
+    async def partition(self, fault: Fault) -> str:
+        island = self._cluster.proxies[fault.target]
+        island.cut_off()
+        await asyncio.sleep(fault.lasts_s)
+        island.mend()
+        return fault.target
+
     async def delay(self, fault: Fault) -> str:
         proxy = self._cluster.proxies[fault.target]
         proxy.delay_s = float(fault.detail)
@@ -169,11 +181,13 @@ _DO: Final[Mapping[FaultKind, Do]] = {
     FaultKind.FLUSH_SCRIPTS: lambda self, _fault: self.tell_redis("SCRIPT", "FLUSH"),
     FaultKind.KILL_CLIENTS: lambda self, _fault: self.tell_redis("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"),
     FaultKind.FILL_MEMORY: Tormentor.fill_memory,
+    FaultKind.KILL_NODE: Tormentor.kill_node,
     FaultKind.DROP_REPLY: Tormentor.drop_reply,
     FaultKind.CUT: Tormentor.cut,
     FaultKind.HOLD: Tormentor.hold,
     FaultKind.HALF_OPEN: Tormentor.hold,
     FaultKind.DELAY: Tormentor.delay,
+    FaultKind.PARTITION: Tormentor.partition,
     **{
         FaultKind(f"kill_{role}"): lambda self, fault: self.strike(fault, signal.SIGKILL)
         for role in ("router", "replica", "producer")

@@ -27,6 +27,8 @@ class FaultKind(StrEnum):
     KILL_ROUTER = "kill_router"
     KILL_REPLICA = "kill_replica"
     KILL_PRODUCER = "kill_producer"
+    KILL_NODE = "kill_node"
+    """A Ray node and every actor on it, at one moment; another takes its place."""
     STOP_ROUTER = "stop_router"
     STOP_REPLICA = "stop_replica"
     STOP_PRODUCER = "stop_producer"
@@ -43,6 +45,8 @@ class FaultKind(StrEnum):
     """Commands pass and replies do not."""
     DELAY = "delay"
     """Every reply comes late."""
+    PARTITION = "partition"
+    """The network between one kind of process and Redis loses every packet; only where each is on an `Island`."""
     FLUSH_SCRIPTS = "flush_scripts"
     KILL_CLIENTS = "kill_clients"
     """CLIENT KILL of every connection."""
@@ -60,6 +64,7 @@ LASTS_S: Final[Mapping[FaultKind, tuple[float, float]]] = {
     FaultKind.HOLD: (0.3, 2.0),
     FaultKind.HALF_OPEN: (0.3, 2.0),
     FaultKind.DELAY: (0.5, 2.0),
+    FaultKind.PARTITION: (0.5, 5.0),
     FaultKind.FILL_MEMORY: (0.2, 1.0),
 }
 """How long the faults last that last; a router's stop is longer than its lease."""
@@ -93,6 +98,7 @@ class Targets:
     producers: int = 2
     routers: int = 3
     replicas: int = 3
+    nodes: int = 1
     commands: tuple[str, ...] = ("submit", "complete", "XREADGROUP")
 
 
@@ -129,7 +135,7 @@ def _target(random_: random.Random, kind: FaultKind, targets: Targets) -> tuple[
     if kind is FaultKind.DROP_REPLY:
         command = random_.choice(targets.commands)
         return _LINK_OF.get(command, "routers"), command
-    if kind in (FaultKind.CUT, FaultKind.HOLD, FaultKind.HALF_OPEN, FaultKind.DELAY):
+    if kind in (FaultKind.CUT, FaultKind.HOLD, FaultKind.HALF_OPEN, FaultKind.DELAY, FaultKind.PARTITION):
         return random_.choice(_LINKS), str(_DELAYED_S) if kind is FaultKind.DELAY else ""
     return _process(random_, kind.rpartition("_")[2], targets), ""
 
@@ -139,6 +145,7 @@ def _process(random_: random.Random, role: str, targets: Targets) -> str:
         "producer": targets.producers,
         "router": targets.routers,
         "replica": targets.replicas,
+        "node": targets.nodes,
     }
     return f"{role}-{random_.randrange(processes[role])}" if role in processes else "redis"
 

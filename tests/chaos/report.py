@@ -37,6 +37,7 @@ class Figures:
     router_kills: int
     redis_kills: int
     producer_kills: int
+    node_kills: int
     stops: int
     cuts: int
     dropped_replies: int
@@ -74,6 +75,7 @@ def figures_of(outcome: Outcome) -> Figures:
         router_kills=done[FaultKind.KILL_ROUTER],
         redis_kills=sum(done[kind] for kind in _REDIS_KILLS),
         producer_kills=done[FaultKind.KILL_PRODUCER],
+        node_kills=done[FaultKind.KILL_NODE],
         stops=sum(count for kind, count in done.items() if kind.startswith("stop_")),
         cuts=sum(done[kind] for kind in _CUTS),
         dropped_replies=outcome.dropped_replies,
@@ -103,7 +105,8 @@ def line(outcome: Outcome) -> str:
         f"ok {s['ok']} err {s['error']} dead {s['dead']} cancelled {s['cancelled']} expired {s['expired']}",
         f"LOST {it.lost} dup {it.doubled} unexpected {it.unexpected} recovered {it.recovered}",
         f"kills {it.replica_kills} replicas {it.router_kills} routers {it.redis_kills} redis "
-        f"{it.producer_kills} producers, {it.stops} stops, {it.cuts} cuts, {it.dropped_replies} dropped replies",
+        f"{it.producer_kills} producers {it.node_kills} nodes, {it.stops} stops, {it.cuts} cuts, "
+        f"{it.dropped_replies} dropped replies",
         f"recovery p50 {percentile(r, 0.5):.2f} p99 {percentile(r, 0.99):.2f} max {max(r, default=0):.2f} s",
         f"throughput {it.rates.base:.0f} / {it.rates.least:.0f} / {it.rates.after:.0f} per s",
         "redis " + _megabytes(it.memory, "redis_bytes") + ", router " + _megabytes(it.memory, "router_bytes"),
@@ -119,7 +122,10 @@ def summary(outcomes: Sequence[Outcome], *, mode: str, seed: int, server: str, d
     """All scenarios together, for programs."""
     figures = [figures_of(outcome) for outcome in outcomes]
     counts = ("submitted", "acknowledged", "answered", "unknown", "recovered", "lost", "doubled", "unexpected")
-    kills = ("redis_kills", "router_kills", "replica_kills", "producer_kills", "stops", "cuts", "dropped_replies")
+    kills = (
+        *("redis_kills", "router_kills", "replica_kills", "producer_kills", "node_kills"),
+        *("stops", "cuts", "dropped_replies"),
+    )
     ratios = [
         it.rates.ratio for it, outcome in zip(figures, outcomes, strict=True) if outcome.scenario.rules.throughput_ratio
     ]

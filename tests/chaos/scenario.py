@@ -49,6 +49,12 @@ class Scenario:
     served: bool = False
     """Whether the real Serve application is run, and not routers and replicas as plain processes."""
 
+    @property
+    def targets(self) -> Targets:
+        """What there is to be hit."""
+        topology = self.topology
+        return Targets(len(topology.producers), topology.routers, topology.replicas, topology.nodes, self.commands)
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -99,14 +105,10 @@ class _Run:
         self._factor = factor
         self.tormentor = Tormentor(cluster)
         faults_s = scenario.faults_s * factor
-        self._plan = make_plan(seed, faults_s, spread(scenario.faults, factor), self._targets())
+        self._plan = make_plan(seed, faults_s, spread(scenario.faults, factor), scenario.targets)
 
         self._ended: list[tuple[float, int]] = []
         self._baseline_s = self._faults_s = 0.0
-
-    def _targets(self) -> Targets:
-        topology = self._scenario.topology
-        return Targets(len(topology.producers), topology.routers, topology.replicas, self._scenario.commands)
 
     def _phase(self, name: str) -> None:
         self._cluster.history.note("phase", name=name)

@@ -12,7 +12,7 @@ from chaos.plan import FaultKind
 from chaos.scenario import Scenario
 from chaos.workload import Wish
 
-__all__ = ["CI", "MIXED", "PATIENT", "SOAK", "short_mix"]
+__all__ = ["CI", "MIXED", "PARTITIONS", "PATIENT", "SOAK", "short_mix"]
 
 _COMMANDS: Final = ("submit", "complete", "retry", "cancel", "reap", "sweep", "XREADGROUP", "XREAD")
 """Whose replies are dropped: every script, and the reads."""
@@ -151,6 +151,30 @@ SERVE: Final = Scenario(
 )
 """The real Serve application, its actors killed by their process ids."""
 
+NODES: Final = replace(
+    SERVE,
+    name="nodes",
+    topology=replace(SERVE.topology, nodes=2),
+    faults={FaultKind.KILL_NODE: 2, FaultKind.DROP_REPLY: 4},
+    faults_s=40.0,
+    drain_s=120.0,
+    rules=Rules(replica_recovery_s=60.0, router_recovery_s=60.0),
+)
+"""A Ray node is lost with every actor on it. How soon Ray notices is Ray's; that nothing is lost is ours."""
+
+PATIENT: Final = Rules(replica_recovery_s=15.0, router_recovery_s=20.0)
+"""For runs beside other tests: whether work goes on is asked there, and not how soon."""
+
+PARTITIONS: Final = Scenario(
+    name="partitions",
+    topology=Topology(islands=True),
+    faults={FaultKind.PARTITION: 6, FaultKind.KILL_ROUTER: 1, FaultKind.KILL_REPLICA: 1},
+    faults_s=12.0,
+    calm_s=3.0,
+    rules=PATIENT,
+)
+"""Real networks that lose every packet for a while, some for longer than a lease. Needs network namespaces."""
+
 CI: Final = (MIXED, REPLICAS, ROUTERS, REDIS, ZOMBIES, POISON, WISHES, FAIRNESS, SERVE)
 
 _LONG: Final = replace(
@@ -174,11 +198,7 @@ _LONG: Final = replace(
 """The same for long, a third as dense: there is to be some work between two faults. Answers are deleted once they
 are written down, and all else goes half a minute later."""
 
-SOAK: Final = (_LONG, *CI[1:])
-
-
-PATIENT: Final = Rules(replica_recovery_s=15.0, router_recovery_s=20.0)
-"""For runs beside other tests: whether work goes on is asked there, and not how soon."""
+SOAK: Final = (_LONG, *CI[1:], NODES, PARTITIONS)
 
 
 def short_mix(faults_s: float) -> Scenario:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 from chaos.cluster import Cluster, Topology
 from chaos.orders import MODEL
+from chaos.ray_nodes import RayNodes, family_of
 
 __all__ = ["ServeCluster"]
 
@@ -28,6 +28,7 @@ class ServeCluster(Cluster):
         super().__init__(directory, topology, seed=seed, broken=broken)
         self.proxies["replicas"] = self.proxies["routers"]
         self._service: Any = None
+        self._nodes: RayNodes | None = None
         self._quiet = ExitStack()
         # Ray is used from one thread, so that proxies go on in this one meanwhile.
         self._ray = ThreadPoolExecutor(1, thread_name_prefix="chaos-serve")
@@ -43,6 +44,9 @@ class ServeCluster(Cluster):
         from headrace_cluster.settings import load_config
 
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # actors import the engine from here
+        if self.topology.nodes:
+            self._nodes = RayNodes(self.topology.nodes, cpus=2, log=self.directory / "logs" / "nodes.log")
+            os.environ["RAY_ADDRESS"] = self._nodes.address
         service = LocalService(load_config(self._config()))
         service.__enter__()
         self._service = service
@@ -68,8 +72,20 @@ class ServeCluster(Cluster):
         service, self._service = self._service, None
         if service is not None:
             await asyncio.get_running_loop().run_in_executor(self._ray, service.__exit__, None, None, None)
+        if self._nodes is not None:
+            del os.environ["RAY_ADDRESS"]
+            await asyncio.get_running_loop().run_in_executor(self._ray, self._nodes.close)
         self._ray.shutdown()
         self._quiet.close()
+
+    async def kill_node(self, number: int) -> str:
+        """Kill a Ray node; returns who died with it, or "" if it is left alone since nobody of ours is there yet."""
+        assert self._nodes is not None
+        family = set(self._nodes.family(number))
+        victims = [f"{role}-{pid}" for role in _TITLES for pid in self.pids(role) if pid in family]
+        if victims:
+            await asyncio.to_thread(self._nodes.kill, number)
+        return " ".join(victims)
 
     def life_of(self, name: str) -> str:
         """One of the actors that there are now; a life is its role and its process."""
@@ -93,23 +109,7 @@ class ServeCluster(Cluster):
         """The processes of an actor class, among all that this process has started."""
         if role == "producer":
             return super().pids(role)
-        return sorted(pid for pid in _family(os.getpid()) if _title(pid).startswith(_TITLES[role]))
-
-
-def _family(ancestor: int) -> Iterator[int]:
-    """All living descendants of a process."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it ended as we looked
-            continue
-    for pid in parents:
-        at = pid
-        while at in parents and at != ancestor:
-            at = parents[at]
-        if at == ancestor:
-            yield pid
+        return sorted(pid for pid in family_of(os.getpid()) if _title(pid).startswith(_TITLES[role]))
 
 
 def _title(pid: int) -> str:

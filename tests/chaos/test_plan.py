@@ -31,7 +31,7 @@ def test_a_plan_has_every_fault_as_often_as_it_is_asked_for_and_in_order() -> No
 @pytest.mark.parametrize("seed", range(20))
 def test_every_fault_is_over_in_time_and_hits_somebody(seed: int) -> None:
     targets = Targets(producers=2, routers=1, replicas=4)
-    names = {"redis", "producers", "routers", "replicas", "producer-0", "producer-1", "router-0"}
+    names = {"redis", "producers", "routers", "replicas", "producer-0", "producer-1", "router-0", "node-0"}
     names |= {f"replica-{n}" for n in range(4)}
     for fault in make_plan(seed, 10.0, COUNTS, targets):
         assert 0 <= fault.at_s <= fault.end_s <= 10.0
