@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 PEERS  := .peers
 CHAOS_ARGS = $(if $(SEED),--seed $(SEED)) $(if $(DURATION_S),--duration-s $(DURATION_S))
 
-.PHONY: help install demo test fuzz chaos soak lint format docs bench bench-transport bench-e2e bench-kernels peers clean
+.PHONY: help install demo test fuzz chaos soak lint format docs bench bench-transport bench-e2e bench-kernels bench-compression peers clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,7 +54,7 @@ format: install ## put the code in form
 docs: install ## rewrite the tables of docs/configuration.md from the code
 	cd tests && ../$(BIN)/python -m support.reference
 
-bench: bench-kernels bench-transport bench-e2e ## all benchmarks (BENCH_ARGS=--quick for a short look)
+bench: bench-kernels bench-transport bench-e2e bench-compression ## all benchmarks (BENCH_ARGS=--quick for a short look)
 
 bench-kernels: install ## the int8 linear layer against fp32
 	$(BIN)/headrace bench kernels $(BENCH_ARGS)
@@ -65,7 +65,10 @@ bench-transport: install peers ## jobs a second with an engine that does nothing
 bench-e2e: install ## texts a second with a real model
 	$(BIN)/headrace bench e2e $(BENCH_ARGS)
 
-peers: $(PEERS)/.installed ## environments of the queues that `bench transport` compares with
+bench-compression: install peers ## size, speed and quality of compressed models
+	$(BIN)/headrace bench compression --peers $(PEERS) $(BENCH_ARGS)
+
+peers: $(PEERS)/.installed ## environments of the queues and libraries that benchmarks compare with
 
 # Each has its own, since they disagree about redis-py.
 $(PEERS)/.installed:
@@ -74,6 +77,8 @@ $(PEERS)/.installed:
 		$(PYTHON) -m venv $(PEERS)/$$name; \
 		$(PEERS)/$$name/bin/python -m pip install --quiet $$peer hiredis; \
 	done
+	$(PYTHON) -m venv $(PEERS)/compression
+	$(PEERS)/compression/bin/python -m pip install --quiet onnxruntime onnx openvino nncf
 	touch $(PEERS)/.installed
 
 clean: ## remove what `make` made

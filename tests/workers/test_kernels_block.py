@@ -17,7 +17,7 @@ from headrace_workers.kernels.block import FusedBlock, activation_of, fuse_block
 from headrace_workers.kernels.layers import CompressedLinear
 from headrace_workers.kernels.library import Isa, support
 from headrace_workers.kernels.selection import KernelTable
-from headrace_workers.kernels.weights import Activation
+from headrace_workers.kernels.weights import Activation, InputRange, Int8Weight
 from headrace_workers.models.loading import LoadedModel, load_model
 from headrace_workers.models.runner import PackedRunner
 from headrace_workers.models.source import find_source
@@ -71,6 +71,106 @@ def test_a_fused_model_answers_like_the_model(
     if isa is not Isa.NONE:
         distance = (hidden(model) - layer_by_layer).norm() / layer_by_layer.norm()
         assert 0 < distance < 1e-2
+
+
+def slice_block(block: Any, *, heads: int, wide: int) -> None:
+    """Leave a BERT block its first heads and feed-forward neurons, as structured pruning does."""
+    attention = block.attention.self
+    inner = heads * attention.attention_head_size
+    for layer in (attention.query, attention.key, attention.value):
+        layer.weight, layer.bias = nn.Parameter(layer.weight[:inner]), nn.Parameter(layer.bias[:inner])
+        layer.out_features = inner
+    out, up, down = block.attention.output.dense, block.intermediate.dense, block.output.dense
+    out.weight, out.in_features = nn.Parameter(out.weight[:, :inner]), inner
+    up.weight, up.bias, up.out_features = nn.Parameter(up.weight[:wide]), nn.Parameter(up.bias[:wide]), wide
+    down.weight, down.in_features = nn.Parameter(down.weight[:, :wide]), wide
+    attention.num_attention_heads = heads
+
+
+@pytest.fixture
+def uneven(tiny_model: Callable[..., Path]) -> tuple[LoadedModel, KernelTable]:
+    """Three blocks of a model, each with heads and a feed-forward of its own: none as the configuration has it."""
+    folder = tiny_model("Bert", num_hidden_layers=3, hidden_size=128, num_attention_heads=8, intermediate_size=300)
+    model, table = load_model(find_source(folder), "embedding"), KernelTable("int8")
+    blocks = model.module.get_submodule("encoder.layer").children()
+    with torch.no_grad():
+        for block, heads, wide in zip(blocks, (3, 8, 1), (48, 208, 16), strict=True):
+            slice_block(block, heads=heads, wide=wide)
+    quantize_model(model.module)
+    PackedRunner(model)
+    for module in model.module.modules():
+        if isinstance(module, CompressedLinear):
+            module.prepare(table)
+    return model, table
+
+
+@native
+def test_blocks_of_different_widths_are_fused_each_as_it_is(uneven: tuple[LoadedModel, KernelTable]) -> None:
+    model, table = uneven
+    layer_by_layer = hidden(model)
+
+    assert fuse_blocks(model.module, table)["fused_blocks"] == 3
+
+    blocks = [module for module in model.module.modules() if isinstance(module, FusedBlock)]
+    assert [block.sizes for block in blocks] == [(128, 3, 16, 48), (128, 8, 16, 208), (128, 1, 16, 16)]
+    distance = (hidden(model) - layer_by_layer).norm() / layer_by_layer.norm()
+    assert 0 < distance < 1e-2
+
+
+@native
+def test_in_uneven_blocks_a_sequence_is_the_same_alone_and_in_any_batch(
+    uneven: tuple[LoadedModel, KernelTable], isa: Isa
+) -> None:
+    model, table = uneven
+    fuse_blocks(model.module, table)
+    first = model.module.get_submodule("encoder.layer.0")
+    random = torch.Generator().manual_seed(2)
+    texts = [torch.randn(length, 128, generator=random) for length in (1, 5, 16, 17, 33, 70)]
+    alone = []
+    with torch.inference_mode():
+        for text in texts:
+            with packed(Packing([len(text)])):
+                alone.append(first(text[None])[0])
+        for _ in range(5):
+            order = torch.randperm(len(texts), generator=random).tolist()
+            with packed(Packing([len(texts[at]) for at in order])):
+                together = first(torch.cat([texts[at] for at in order])[None])[0]
+            assert torch.equal(together, torch.cat([alone[at] for at in order]))
+
+
+@native
+def test_a_block_whose_sizes_do_not_fit_is_left_alone(tiny_model: Callable[..., Path]) -> None:
+    """Native code trusts the sizes that it is given, so they are looked at before."""
+    model, table = prepared(tiny_model("Bert"))
+    first = model.module.get_submodule("encoder.layer.0")
+    wider = CompressedLinear(Int8Weight(torch.zeros(64, 144, dtype=torch.int8), torch.ones(64), None))
+    wider.prepare(table)
+    first.set_submodule("output.dense", wider)
+
+    assert fuse_blocks(model.module, table)["fused_blocks"] == 1
+    assert not isinstance(model.module.get_submodule("encoder.layer.0"), FusedBlock)
+
+
+def calibrate(layer: CompressedLinear, table: KernelTable, step: float) -> None:
+    """Give a layer a range of 256 steps around zero."""
+    source, found = layer.source, InputRange(torch.tensor([step]), torch.tensor([128], dtype=torch.int32))
+    assert source is not None
+    layer.source = Int8Weight(source.values, source.scale, source.bias, input_range=found)
+    layer.prepare(table)
+
+
+@native
+def test_static_blocks_are_fused_if_their_projections_share_a_range(tiny_model: Callable[..., Path]) -> None:
+    model, table = prepared(tiny_model("Bert"))
+    layers = [module for module in model.module.modules() if isinstance(module, CompressedLinear)]
+    for layer in layers:
+        calibrate(layer, table, 0.05)
+    calibrate(layers[0], table, 0.06)
+    layer_by_layer = hidden(model)
+
+    assert fuse_blocks(model.module, table)["fused_blocks"] == 1
+
+    assert (hidden(model) - layer_by_layer).norm() / layer_by_layer.norm() < 1e-2
 
 
 @native

@@ -26,7 +26,7 @@ SHAPES = [
 ]
 
 
-def kernels() -> list[LinearKernel]:
+def kernels() -> list[LinearKernel[Int8Weight]]:
     return [*(NativeKernel(isa) for isa in support().isas), TorchInt8Kernel()]
 
 
@@ -43,7 +43,7 @@ def randn(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
-def test_every_kernel_gives_the_exact_sums(kernel: LinearKernel, shape: tuple[int, int, int]) -> None:
+def test_every_kernel_gives_the_exact_sums(kernel: LinearKernel[Int8Weight], shape: tuple[int, int, int]) -> None:
     rows, inputs, outputs = shape
     x, weight = randn(rows, inputs), layer(inputs, outputs)
 
@@ -51,7 +51,7 @@ def test_every_kernel_gives_the_exact_sums(kernel: LinearKernel, shape: tuple[in
 
 
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
-def test_int8_is_close_to_the_plain_layer(kernel: LinearKernel) -> None:
+def test_int8_is_close_to_the_plain_layer(kernel: LinearKernel[Int8Weight]) -> None:
     x, weight = randn(40, 384), layer(384, 96)
     plain = Fp32Kernel().prepare(weight)(x)
 
@@ -71,7 +71,7 @@ def test_activations_are_torchs(activation: Activation) -> None:
 
 
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
-def test_no_sum_saturates(kernel: LinearKernel) -> None:
+def test_no_sum_saturates(kernel: LinearKernel[Int8Weight]) -> None:
     """Everything at the ends of the range: where processors without VNNI lose bits in 16-bit sums."""
     weight = Int8Weight(torch.full((64, 4096), 127, dtype=torch.int8), torch.ones(64), None)
 
@@ -122,7 +122,7 @@ def test_answers_too_many_for_the_caches_are_no_different(
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
-def test_a_poisoned_row_answers_nan_and_disturbs_no_other(kernel: LinearKernel, poison: float) -> None:
+def test_a_poisoned_row_answers_nan_and_disturbs_no_other(kernel: LinearKernel[Int8Weight], poison: float) -> None:
     run, x = kernel.prepare(layer(100, 40)), randn(35, 100)
     clean = run(x)
     x[7, 99] = poison
@@ -135,13 +135,13 @@ def test_a_poisoned_row_answers_nan_and_disturbs_no_other(kernel: LinearKernel, 
 
 
 @pytest.mark.parametrize("kernel", [*kernels(), Fp32Kernel()], ids=lambda kernel: kernel.name)
-def test_no_rows_are_no_problem(kernel: LinearKernel) -> None:
+def test_no_rows_are_no_problem(kernel: LinearKernel[Int8Weight]) -> None:
     assert kernel.prepare(layer(64, 48))(torch.empty(0, 64)).shape == (0, 48)
 
 
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("size", [0.0, 1e-38, 1e-20, 1e30, 3e38])
-def test_rows_of_any_size_keep_their_exactness(kernel: LinearKernel, size: float) -> None:
+def test_rows_of_any_size_keep_their_exactness(kernel: LinearKernel[Int8Weight], size: float) -> None:
     x, weight = randn(4, 90).clamp(-1, 1) * size, layer(90, 33, bias=False)
 
     assert torch.equal(kernel.prepare(weight)(x), exact_reference(x, weight))

@@ -119,7 +119,7 @@ class Encoding(_Part):
 
     kind: Literal["bits", "bitmask"]
     """`bits`: unsigned numbers of `bits` bits, packed row by row. `bitmask`: a bit for each element that is not zero,
-    and then those elements."""
+    held as `<name>.bitmask`, and those elements, held as `<name>.nonzero`."""
     shape: list[Annotated[int, Field(ge=0, le=1 << 31)]]
     bits: Annotated[int, Field(ge=1, le=8)] = 8
 
@@ -129,9 +129,9 @@ class Variant(_Part):
 
     name: Name
     layers: dict[str, str]
-    """Modules that are compressed, and how (`headrace_workers.compression.schemes`); all others are plain."""
+    """Modules that are compressed, and how (`headrace_workers.kernels.schemes`); all others are plain."""
     tensors: dict[str, str]
-    """Tensor name to the blob file that holds it under that name."""
+    """Tensor name to the blob file that holds it, under that name or as its encoding says."""
     encodings: dict[str, Encoding] = {}
     """Tensors that are not stored as they are, by name."""
     structure: Structure = Structure()
@@ -146,6 +146,8 @@ class VariantContent:
     layers: Mapping[str, str]
     structure: Structure = field(default_factory=Structure)
     requires: Requires = field(default_factory=Requires)
+    bits: Mapping[str, int] = field(default_factory=dict)
+    """For tensors of codes, uint8 and each below 2^bits, how many bits these are."""
 
 
 @dataclass(frozen=True)
@@ -166,27 +168,35 @@ class Artifact:
         return _parsed(Variant, self.path / "variants" / f"{name}.json")
 
     def tensors(self, variant: Variant) -> dict[str, Tensor]:
-        """All tensors of a variant.
+        """All tensors of a variant, decoded.
 
         Raises:
             ArtifactError: a blob does not hold what the variant says.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from headrace_workers.compression.encodings import decoded
 
         found: dict[str, Tensor] = {}
         for blob in sorted(set(variant.tensors.values())):
-            if blob not in self.manifest.files:
-                raise ArtifactError(f"variant {variant.name} of {self.path} names {blob}, which is not in the manifest")
-            try:
-                content = load_file(self.path / blob)
-            except (SafetensorError, OSError) as error:
-                raise ArtifactError(f"{self.path / blob} cannot be read: {error}") from error
-            wanted = [name for name, where in variant.tensors.items() if where == blob]
-            if missing := [name for name in wanted if name not in content]:
-                raise ArtifactError(f"{self.path / blob} does not hold {missing[0]}")
-            found.update({name: content[name] for name in wanted})
+            held = self._held(variant, blob)
+            for name in [name for name, where in variant.tensors.items() if where == blob]:
+                try:
+                    found[name] = decoded(name, variant.encodings.get(name), held)
+                except KeyError as error:
+                    raise ArtifactError(f"{self.path / blob} does not hold {error.args[0]}") from None
+                except (ValueError, IndexError, RuntimeError) as error:
+                    raise ArtifactError(f"{self.path / blob}: {name} cannot be decoded: {error}") from None
         return found
+
+    def _held(self, variant: Variant, blob: str) -> dict[str, Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if blob not in self.manifest.files:
+            raise ArtifactError(f"variant {variant.name} of {self.path} names {blob}, which is not in the manifest")
+        try:
+            return load_file(self.path / blob)
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(f"{self.path / blob} cannot be read: {error}") from error
 
 
 def is_artifact(path: str | Path) -> bool:
@@ -317,12 +327,21 @@ def write_artifact(
 def _written_variant(draft: Path, name: str, content: VariantContent) -> Variant:
     from safetensors.torch import save
 
-    blob = save({key: tensor.detach().contiguous() for key, tensor in content.tensors.items()})
+    from headrace_workers.compression.encodings import encoded
+
+    stored, encodings = encoded(content)
+    blob = save(stored)
     where = f"blobs/sha256-{hashlib.sha256(blob).hexdigest()}.safetensors"
     if not (draft / where).exists():
         _write(draft / where, blob)
-    tensors = dict.fromkeys(sorted(content.tensors), where)
-    return Variant(name=name, layers=dict(content.layers), tensors=tensors, requires=content.requires)
+    return Variant(
+        name=name,
+        layers=dict(content.layers),
+        tensors=dict.fromkeys(sorted(content.tensors), where),
+        encodings=encodings,
+        structure=content.structure,
+        requires=content.requires,
+    )
 
 
 def _manifest(

@@ -33,8 +33,12 @@ __all__ = ["Commands", "application", "run"]
 log = logging.getLogger("headrace.cli")
 
 _GROUP: Final = "headrace.commands"
-_HEAVIER: Final = frozenset({"serve", "bench", "check", "demo"})
 _CLUSTER_EXTRAS: Final = "pip install 'headrace[cluster,embedded]'"
+_WORKERS_EXTRAS: Final = "pip install 'headrace[workers]'"
+_HEAVIER: Final = dict.fromkeys(("serve", "bench", "check", "demo"), _CLUSTER_EXTRAS) | dict.fromkeys(
+    ("compress", "artifact"), _WORKERS_EXTRAS
+)
+"""Commands of other packages, and what to install for them."""
 
 # The base of Typer's usage errors: exported under this name by no version of Typer, present in all of them.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[2]
@@ -54,7 +58,11 @@ headrace status
 
 headrace dlq replay minilm --code poison --dry-run
 
+headrace compress ./minilm --recipe int8 -o ./minilm-int8
+
 The commands serve, bench, check and demo come with the cluster extra: {_CLUSTER_EXTRAS.replace("[", chr(92) + "[")}
+
+The commands compress and artifact come with the workers extra: {_WORKERS_EXTRAS.replace("[", chr(92) + "[")}
 
 {EXIT_STATUSES}
 """
@@ -71,7 +79,9 @@ class Commands(TyperGroup):
             self._look_for_others()
         if cmd_name in _HEAVIER and cmd_name not in self.commands:
             raise CommandError(
-                f"the command {cmd_name!r} is not part of the light client", code="missing_extra", hint=_CLUSTER_EXTRAS
+                f"the command {cmd_name!r} is not part of the light client",
+                code="missing_extra",
+                hint=_HEAVIER[cmd_name],
             )
         return super().get_command(ctx, cmd_name)
 

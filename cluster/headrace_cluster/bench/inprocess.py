@@ -45,7 +45,7 @@ def measure_in_process(
         model: a folder, an artifact or a hub id.
         texts: all of them; each process takes its share of every length.
         layout: processes and threads.
-        precision: what the engine computes in.
+        precision: what the engine computes in; `stored` for an artifact as it is.
         manner: all tokens in a row, as they come or sorted by length, or padded batches of 32 as they come.
     """
     context = multiprocessing.get_context("spawn")
@@ -108,10 +108,19 @@ class _Runner:
 
 
 def _packed(model: str, precision: str) -> Callable[[list[str]], list[Any]]:
+    if precision == "stored":
+        return _as_stored(model)
     from headrace_workers.engines.encoder import EncoderEngine
 
     engine = EncoderEngine(model, precision=precision, overlong="truncate")  # type: ignore[arg-type]
     return lambda texts: engine.run(engine.prepare([(text, {}) for text in texts]))  # type: ignore[arg-type]
+
+
+def _as_stored(artifact: str) -> Callable[[list[str]], list[Any]]:
+    from headrace_workers.compression.speed import engine_contestant
+
+    engine = engine_contestant(artifact)
+    return lambda texts: list(engine.run(engine.prepare(texts)))  # type: ignore[call-overload,no-any-return]
 
 
 def _padded(model: str, precision: str) -> Callable[[list[str]], list[Any]]:

@@ -58,6 +58,24 @@ def kernels(*, quick: _Quick = False, model: _Model = None, as_json: AsJson = Fa
 
 
 @bench.command()
+def compression(
+    *,
+    quick: _Quick = False,
+    peers: _Peers = None,
+    only: Annotated[str, typer.Option("--only", help="One part: int8, sparse, student or language.")] = "",
+    as_json: AsJson = False,
+) -> int:
+    """Size, speed and quality of compressed models, technique by technique, and beside other libraries'."""
+    from headrace_cluster.bench.compression import PARTS, run_compression
+
+    if only not in ("", *PARTS):
+        raise typer.BadParameter(f"{only!r} is none of {', '.join(PARTS)}", param_hint="--only")
+    with steps(as_json=as_json) as say:
+        report = run_compression(say, quick=quick, peers=peers, only=only)
+    return _tell(report, as_json=as_json)
+
+
+@bench.command()
 def engine(
     *,
     quick: _Quick = False,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -35,6 +35,7 @@ __all__ = [
 
 _MOST_BYTES: Final = 1 << 20
 
+Part = TypeVar("Part", bound="_Part")
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 Patterns = list[Annotated[str, Field(min_length=1, max_length=200)]]
 
@@ -135,6 +136,8 @@ class Prune(_Part):
     """For `threshold`: weights of a smaller magnitude go."""
     pattern: Annotated[str, Field(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")] | None = None
     """`2:4` keeps the two best of each four in a row; instead of an amount."""
+    embeddings: bool = False
+    """Lookup tables as well: half of a small encoder's weights stand there."""
     left_alone: Patterns = []
 
     @model_validator(mode="after")
@@ -298,7 +301,7 @@ def _ready(name: str) -> Path:
     return known[name]
 
 
-def _exactly_one(part: Any, *names: str) -> Any:
+def _exactly_one(part: Part, *names: str) -> Part:
     given = [name for name in names if getattr(part, name) is not None]
     if len(given) != 1:
         raise ValueError(f"give exactly one of {', '.join(names)}")

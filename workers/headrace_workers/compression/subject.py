@@ -109,8 +109,8 @@ class TextSubject(Subject):
         super().__init__(loaded.module, loaded.task)
         self.config = loaded.config
         self.source = source
-        self._max_tokens = min(max_tokens, max_tokens_of(source, loaded))
-        self._tokenizer = load_tokenizer(source, self._max_tokens)
+        self.max_tokens = min(max_tokens, max_tokens_of(source, loaded))
+        self._tokenizer = load_tokenizer(source, self.max_tokens)
         self._pooling = read_pooling(source) if self.task == "embedding" else None
 
     def with_module(self, module: nn.Module, config: Any = None) -> TextSubject:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.errors import FailureCode
+from headrace.errors import FailureCode, ModelLoadError
 from headrace_workers import node
 from headrace_workers.artifact import Task
 from headrace_workers.engines.base import EngineInfo, ItemError, Prepared
@@ -35,6 +35,7 @@ from headrace_workers.models.pooling import read_pooling
 from headrace_workers.models.preparing import Device, Precision, prepare_model
 from headrace_workers.models.source import ModelSource, find_source
 from headrace_workers.models.tokenizer import Tokenized, load_tokenizer
+from headrace_workers.models.variants import fitting_variant
 
 __all__ = ["MAX_TOKENS_PER_PASS", "EncoderEngine", "Overlong", "Precision"]
 
@@ -61,7 +62,7 @@ class EncoderEngine:
         task: what to use it for; None: what its files say.
         precision: `int8` (quantized at load if the model is not), `fp32`, `bf16` where the processor has it, or
             `fp16` on a GPU, which also computes with int8 weights in fp16.
-        variant: which variant of an artifact.
+        variant: which variant of an artifact; None: the first that is made for this node.
         max_tokens: refuse or cut longer texts, also where the model could take more; None: the model's own limit.
         max_tokens_per_pass: tokens that go through the model together; None: a good number for the device.
         overlong: what happens to longer texts unless their job says otherwise.
@@ -80,7 +81,7 @@ class EncoderEngine:
         *,
         task: Task | None = None,
         precision: Precision = "int8",
-        variant: str = "int8",
+        variant: str | None = None,
         max_tokens: int | None = None,
         max_tokens_per_pass: int | None = None,
         overlong: Overlong = "error",
@@ -92,7 +93,9 @@ class EncoderEngine:
         if threads is not None:
             node.prepare_process(threads)
         source = find_source(model)
-        loaded = load_model(source, source.task(task), variant=variant)
+        if variant is None and source.artifact is not None:
+            variant = fitting_variant(source.artifact, device=device, flags=node.capabilities().flags)
+        loaded = load_model(source, _task_of(source, task), variant=variant)
         self._truncate = overlong == "truncate"
         fitting = MAX_TOKENS_PER_PASS if device == "cpu" else _MAX_TOKENS_PER_GPU_PASS
         self._max_tokens_per_pass = max_tokens_per_pass or fitting
@@ -103,7 +106,7 @@ class EncoderEngine:
         )
         node.give_memory_back()
         self.info = EngineInfo(
-            variant=precision if source.artifact is None else variant,
+            variant=variant if source.artifact is not None and variant else precision,
             task=loaded.task,
             device=device,
             load_s=time.perf_counter() - started_s,
@@ -209,6 +212,15 @@ def _checked_text(value: Any) -> str:
 
 def _kind(value: Any) -> str:
     return {list: "a list", dict: "a map", bytes: "bytes", type(None): "missing"}.get(type(value), "a number")
+
+
+def _task_of(source: ModelSource, asked: Task | None) -> Task:
+    task = source.task(asked)
+    if task in ("causal_lm", "custom"):
+        raise ModelLoadError(
+            f"{source.name} is made for {task}, which is no encoder's; task embedding takes its states"
+        )
+    return task
 
 
 def _limit(source: ModelSource, model: LoadedModel, asked: int | None) -> int:

@@ -47,8 +47,8 @@ class EngineConfig(BaseModel):
     precision: Literal["int8", "fp32", "bf16", "fp16"] = "int8"
     """encoder: what to compute in. A plain model is quantized as it is loaded. fp16 is for GPUs, which use it for int8
     weights, too."""
-    variant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = "int8"
-    """encoder: which variant of an artifact."""
+    variant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] | None = None
+    """encoder: which variant of an artifact. Unset, the first that is made for the node."""
     max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """encoder: the longest text; None: as long as the model can take."""
     max_tokens_per_pass: Annotated[int, Field(ge=1, le=1 << 20)] | None = None

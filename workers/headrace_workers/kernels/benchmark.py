@@ -39,7 +39,11 @@ def shapes_of(model: nn.Module) -> list[tuple[int, int]]:
 
 
 def bench_kernels(
-    shapes: Iterable[tuple[int, int]] = MINILM_SHAPES, *, rows: Sequence[int] = ROWS, threads: int = 1
+    shapes: Iterable[tuple[int, int]] = MINILM_SHAPES,
+    *,
+    rows: Sequence[int] = ROWS,
+    threads: int = 1,
+    seconds_each: float = _SECONDS_EACH,
 ) -> dict[str, Any]:
     """Measure int8 against fp32 `torch.nn.functional.linear`.
 
@@ -47,6 +51,7 @@ def bench_kernels(
         shapes: (inputs, outputs) of the layers.
         rows: batch lengths in tokens.
         threads: compute threads of both sides.
+        seconds_each: how long one shape and length is looked at.
 
     Returns:
         `rows`, one for each shape and length (`fp32_ms`, `kernel_ms`, `kernel`, `speedup`: the median of the ratios of
@@ -55,7 +60,7 @@ def bench_kernels(
     """
     node.prepare_process(threads)
     table = KernelTable()
-    measured = [_row(shape, length, table) for shape in shapes for length in rows]
+    measured = [_row(shape, length, table, seconds_each) for shape in shapes for length in rows]
     used = [row for row in measured if row["kernel"] != FP32]
     return {
         "rows": measured,
@@ -71,14 +76,14 @@ def _least(rows: Iterable[dict[str, Any]]) -> float | None:
     return min((row["speedup"] for row in rows), default=None)
 
 
-def _row(shape: tuple[int, int], rows: int, table: KernelTable) -> dict[str, Any]:
+def _row(shape: tuple[int, int], rows: int, table: KernelTable, seconds_each: float) -> dict[str, Any]:
     inputs, outputs = shape
     weight, dense = _random_layer(inputs, outputs)
     choice = table.choose(weight)
     kernel = choice.kernels[bucket_of(rows)]
     run = kernel.prepare(weight)
     x = torch.randn(rows, inputs)
-    fp32_s, kernel_s = _pairs(lambda: torch.nn.functional.linear(x, dense, weight.bias), lambda: run(x))
+    fp32_s, kernel_s = _pairs(lambda: torch.nn.functional.linear(x, dense, weight.bias), lambda: run(x), seconds_each)
     return {
         "k": inputs,
         "n": outputs,
@@ -96,12 +101,14 @@ def _random_layer(inputs: int, outputs: int) -> tuple[Int8Weight, Tensor]:
     return weight, weight.dequantized()
 
 
-def _pairs(one: Callable[[], Tensor], other: Callable[[], Tensor]) -> tuple[list[float], list[float]]:
+def _pairs(
+    one: Callable[[], Tensor], other: Callable[[], Tensor], seconds_each: float
+) -> tuple[list[float], list[float]]:
     """Seconds of either, run in turn for a while."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for run in (one, other):
         run()
-    until_s = time.perf_counter() + _SECONDS_EACH
+    until_s = time.perf_counter() + seconds_each
     while time.perf_counter() < until_s or len(seconds[0]) < _LEAST_PAIRS:
         for run, kept in zip((one, other), seconds, strict=True):
             started_s = time.perf_counter()

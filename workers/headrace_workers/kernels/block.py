@@ -2,7 +2,8 @@
 
 A block is recognised by the names of its parts (BERT and its kin, DistilBERT), replaced, and kept only if it answers
 like the block it replaces on random tokens: the names promise nothing about what the code between them does. Models of
-any other make run layer by layer.
+any other make run layer by layer. Blocks of one model may differ: how many heads one has and how wide its feed-forward
+is are told by its own tensors, as pruning left them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -50,6 +51,44 @@ class BlockParts(NamedTuple):
     head_dim: int
     scale: float
 
+    @property
+    def linears(self) -> tuple[CompressedLinear, ...]:
+        """The six layers."""
+        return self[:6]
+
+    @property
+    def misfit(self) -> str:
+        """Why it cannot be one native call; empty if it can."""
+        if not all(isinstance(layer, CompressedLinear) and layer.source is not None for layer in self.linears):
+            return "not all of its layers are in int8"
+        if not all(isinstance(norm, nn.LayerNorm) and norm.bias is not None for norm in self[6:8]):
+            return "its norms are no layer norms with a bias"
+        if self.activation is None:
+            return "its activation has no kernel"
+        if not self.heads or self.head_dim % _LANES:
+            return f"it has {self.heads} heads of {self.head_dim}; {_LANES} must divide that"
+        return "" if self._fits() else "the sizes of its layers do not fit each other"
+
+    def _fits(self) -> bool:
+        """Whether outputs are inputs of the next layer, all the way round."""
+        inner, width = self.heads * self.head_dim, self.query.in_features
+        projections = (self.query, self.key, self.value)
+        norms = (self.attention_norm, self.output_norm)
+        return (
+            all((layer.in_features, layer.out_features) == (width, inner) for layer in projections)
+            and (self.out.in_features, self.out.out_features) == (inner, width)
+            and (self.up.in_features, self.down.out_features) == (width, width)
+            and self.up.out_features == self.down.in_features
+            and all(norm.normalized_shape == (width,) for norm in norms)
+            and _share_a_range(projections)
+        )
+
+
+def _share_a_range(layers: Sequence[CompressedLinear]) -> bool:
+    """Whether layers that read the same input quantize it alike, so that one product can serve them all."""
+    first, *others = (layer.source.input_range for layer in layers if layer.source is not None)
+    return all(first.same_as(other) if first is not None else other is None for other in others)
+
 
 def activation_of(function: Any) -> Activation | None:
     """Which activation a module or function is, told by what it does to a few numbers; None if we have no kernel."""
@@ -76,7 +115,7 @@ def _bert_parts(block: Any) -> BlockParts:
         attention_norm=block.attention.output.LayerNorm,
         output_norm=output.LayerNorm,
         activation=activation_of(block.intermediate.intermediate_act_fn),
-        heads=attention.num_attention_heads,
+        heads=attention.query.out_features // attention.attention_head_size,
         head_dim=attention.attention_head_size,
         scale=attention.attention_head_size**-0.5,
     )
@@ -94,9 +133,9 @@ def _distilbert_parts(block: Any) -> BlockParts:
         attention_norm=block.sa_layer_norm,
         output_norm=block.output_layer_norm,
         activation=activation_of(ffn.activation),
-        heads=attention.n_heads,
-        head_dim=attention.dim // attention.n_heads,
-        scale=(attention.dim // attention.n_heads) ** -0.5,
+        heads=attention.q_lin.out_features // attention.attention_head_size,
+        head_dim=attention.attention_head_size,
+        scale=attention.attention_head_size**-0.5,
     )
 
 
@@ -106,25 +145,10 @@ _MAKES: Final[tuple[Callable[[Any], BlockParts], ...]] = (_bert_parts, _distilbe
 def _parts(block: nn.Module) -> BlockParts | None:
     for make in _MAKES:
         try:
-            parts = make(block)
+            return make(block)
         except AttributeError:
             continue
-        return parts if _can_fuse(parts) else None
     return None
-
-
-def _can_fuse(parts: BlockParts) -> bool:
-    linears = parts[:6]
-    norms = (parts.attention_norm, parts.output_norm)
-    width = parts.heads * parts.head_dim
-    return (
-        all(isinstance(layer, CompressedLinear) and layer.source is not None for layer in linears)
-        and all(isinstance(norm, nn.LayerNorm) and norm.bias is not None for norm in norms)
-        and parts.activation is not None
-        and parts.head_dim % _LANES == 0
-        and parts.query.in_features == parts.out.out_features == parts.down.out_features
-        and parts.query.out_features == parts.key.out_features == parts.value.out_features == width
-    )
 
 
 class FusedBlock(nn.Module):
@@ -199,14 +223,20 @@ class FusedBlock(nn.Module):
         """Floats of one token."""
         return int(self._struct.out.outputs)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What decides how long it takes: width, heads, head size and the feed-forward's width."""
+        block = self._struct
+        return int(block.out.outputs), int(block.heads), int(block.head_dim), int(block.up.outputs)
+
     def use(self, isas: list[native.Isa]) -> None:
         """Set the instruction set of each bucket of batch lengths. All give the same bits."""
         self._isas = isas
 
 
 def _weights(parts: BlockParts) -> tuple[Int8Weight, Int8Weight, Int8Weight, Int8Weight]:
-    query, key, value, out, up, down = (layer.source for layer in parts[:6])
-    assert query and key and value and out and up and down  # noqa: PT018  (_can_fuse saw to it)
+    query, key, value, out, up, down = (layer.source for layer in parts.linears)
+    assert query and key and value and out and up and down  # noqa: PT018  (`misfit` saw to it)
     assert parts.activation
     return Int8Weight.joined([query, key, value]), out, up.with_activation(parts.activation), down
 
@@ -219,22 +249,35 @@ def fuse_blocks(model: nn.Module, table: KernelTable) -> dict[str, Any]:
     """
     if not native.support().isas:
         return _unfused(native.support().reason)
-    found = {name: parts for name, module in model.named_modules() if (parts := _parts(module)) is not None}
-    if not found:
+    known = {name: parts for name, module in model.named_modules() if (parts := _parts(module)) is not None}
+    if not known:
         return _unfused("no block of a known make")
-    try:
-        fused = {name: FusedBlock(parts, table) for name, parts in found.items()}
-    except LookupError as error:
-        return _unfused(str(error))
+    found = {name: parts for name, parts in known.items() if not parts.misfit}
+    if not found:
+        return _unfused(next(iter(known.values())).misfit)
+    fused, reason = _fused(found, table)
+    if not fused:
+        return _unfused(reason)
     distance = max(_adopt_form(model.get_submodule(name), block) for name, block in fused.items())
     if not distance < _TOLERANCE:
         log.warning("blocks are not fused: they answer otherwise than the model's own (%.3g)", distance)
         return _unfused(f"its blocks are not what their names say: off by {distance:.2g}")
-    isas = _best_isas(next(iter(fused.values())), table)
+    isas = _choose_isas(fused.values(), table)
     for name, block in fused.items():
-        block.use(isas)
         model.set_submodule(name, block)
-    return {"fused_blocks": len(fused), "distance": distance, "isas": [str(isa) for isa in isas]}
+    why_not_more = {"reason": reason} if reason else {}
+    return {"fused_blocks": len(fused), "distance": distance, "isas": [str(isa) for isa in isas], **why_not_more}
+
+
+def _fused(found: Mapping[str, BlockParts], table: KernelTable) -> tuple[dict[str, FusedBlock], str]:
+    """The blocks that run natively as a whole, and why the last of the others does not."""
+    fused, reason = {}, ""
+    for name, parts in found.items():
+        try:
+            fused[name] = FusedBlock(parts, table)
+        except LookupError as error:
+            reason = str(error)
+    return fused, reason
 
 
 def _unfused(reason: str) -> dict[str, Any]:
@@ -251,6 +294,16 @@ def _adopt_form(original: nn.Module, block: FusedBlock) -> float:
     if isinstance(expected, tuple):
         block.wraps, expected = True, expected[0]
     return float((got - expected).norm() / expected.norm())
+
+
+def _choose_isas(blocks: Iterable[FusedBlock], table: KernelTable) -> list[native.Isa]:
+    """Set every block's instruction sets, measured once for blocks of the same sizes; those of the first."""
+    chosen: dict[tuple[int, ...], list[native.Isa]] = {}
+    for block in blocks:
+        if block.sizes not in chosen:
+            chosen[block.sizes] = _best_isas(block, table)
+        block.use(chosen[block.sizes])
+    return next(iter(chosen.values()))
 
 
 def _best_isas(block: FusedBlock, table: KernelTable) -> list[native.Isa]:

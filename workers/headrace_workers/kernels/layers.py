@@ -7,21 +7,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from headrace_workers.kernels.selection import Choice, KernelTable, bucket_of
-from headrace_workers.kernels.weights import Int8Weight
+from headrace_workers.kernels.affine import requantized
+from headrace_workers.kernels.selection import AnyWeight, Choice, KernelTable, bucket_of
+from headrace_workers.kernels.weights import AffineWeight, Int8Weight
 
-__all__ = ["CompressedLinear", "QuantizedEmbedding"]
+__all__ = ["AffineLinear", "CompressedLinear", "QuantizedEmbedding", "QuantizedLinear"]
 
 
-class CompressedLinear(nn.Module):
-    """Stands in for an `nn.Linear`. Call `prepare` before the first forward.
+class QuantizedLinear(nn.Module):
+    """What stands in for an `nn.Linear`, whatever its weight is. Call `prepare` before the first forward.
 
-    A row's answer depends on that row alone: the same bits in any batch.
+    A row's answer depends on that row alone, the same bits in any batch, unless fp32 was chosen: torch rounds its sums
+    by the length of the batch.
     """
 
-    def __init__(self, weight: Int8Weight) -> None:
+    def __init__(self, weight: AnyWeight) -> None:
         super().__init__()
-        self.source: Int8Weight | None = weight
         self.shape = weight.shape
         self.in_features, self.out_features = weight.shape.inputs, weight.shape.outputs
         self.choice: Choice | None = None
@@ -33,14 +34,16 @@ class CompressedLinear(nn.Module):
 
     def prepare(self, table: KernelTable) -> None:
         """Choose kernels and bind the weight to them."""
-        assert self.source is not None, "prepare comes before release"
-        self.choice = table.choose(self.source)
-        bound = {kernel: kernel.prepare(self.source) for kernel in set(self.choice.kernels)}
-        self._runs = tuple(bound[kernel] for kernel in self.choice.kernels)
+        raise NotImplementedError
 
     def release(self) -> None:
         """Let go of the plain tensors; the kernels have the weight in their own order by now."""
-        self.source = None
+        raise NotImplementedError
+
+    def _bind(self, weight: AnyWeight, table: KernelTable) -> None:
+        self.choice = table.choose(weight)
+        bound = {kernel: kernel.prepare(weight) for kernel in set(self.choice.kernels)}
+        self._runs = tuple(bound[kernel] for kernel in self.choice.kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Float32 [..., inputs] to float32 [..., outputs]."""
@@ -49,6 +52,40 @@ class CompressedLinear(nn.Module):
             rows = rows.contiguous()
         y = self._runs[bucket_of(rows.shape[0])](rows)
         return y.view(*x.shape[:-1], self.out_features)
+
+
+class CompressedLinear(QuantizedLinear):
+    """Weights in int8, inputs quantized on the way: row by row, or by a calibrated range."""
+
+    def __init__(self, weight: Int8Weight) -> None:
+        super().__init__(weight)
+        self.source: Int8Weight | None = weight
+
+    def prepare(self, table: KernelTable) -> None:
+        """See `QuantizedLinear`."""
+        assert self.source is not None, "prepare comes before release"
+        self._bind(self.source, table)
+
+    def release(self) -> None:
+        """See `QuantizedLinear`."""
+        self.source = None
+
+
+class AffineLinear(QuantizedLinear):
+    """Weights in 2 to 8 bits; inputs stay in floating point, unless the table's policy is `int8`."""
+
+    def __init__(self, weight: AffineWeight) -> None:
+        super().__init__(weight)
+        self.source: AffineWeight | None = weight
+
+    def prepare(self, table: KernelTable) -> None:
+        """See `QuantizedLinear`."""
+        assert self.source is not None, "prepare comes before release"
+        self._bind(requantized(self.source) if table.policy == "int8" else self.source, table)
+
+    def release(self) -> None:
+        """See `QuantizedLinear`."""
+        self.source = None
 
 
 class QuantizedEmbedding(nn.Module):

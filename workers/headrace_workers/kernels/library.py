@@ -17,12 +17,12 @@ from typing import Final, NamedTuple
 
 import torch  # noqa: F401  (brings its libgomp into the process; ours must find that one)
 
-__all__ = ["Attention", "Block", "Isa", "Library", "Linear", "Norm", "Support", "native_library", "support"]
+__all__ = ["Affine", "Attention", "Block", "Isa", "Library", "Linear", "Norm", "Support", "native_library", "support"]
 
 log = logging.getLogger(__name__)
 
 _PATH: Final = Path(__file__).parent / "native" / "headrace_kernels.so"
-_ABI: Final = 1
+_ABI: Final = 2
 _VARIABLE: Final = "HEADRACE_ISA"
 
 
@@ -46,6 +46,24 @@ class Linear(ctypes.Structure):
         ("weight", ctypes.c_void_p),
         ("offset", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("activation", ctypes.c_int64),
+        ("input_scale", ctypes.c_float),
+        ("input_zero", ctypes.c_int32),
+    ]
+
+
+class Affine(ctypes.Structure):
+    """`hr_affine`: one packed layer of few-bit weights. Whoever fills it in keeps the tensors alive."""
+
+    _fields_ = [
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("order", ctypes.c_int64),
+        ("codes", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("zero", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("activation", ctypes.c_int64),
     ]
@@ -104,6 +122,8 @@ class Library:
         self.pack.argtypes, self.pack.restype = [pointer, long, long, pointer, pointer], None
         self.linear = native.hr_linear_run
         self.linear.argtypes = [pointer, pointer, long, long, pointer, long, integer, integer]
+        self.affine = native.hr_affine_run
+        self.affine.argtypes = [pointer, pointer, long, long, pointer, long, integer]
         self.attention = native.hr_attention_run
         self.attention.argtypes = [pointer, integer]
         self.block = native.hr_block_run

@@ -10,15 +10,33 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from headrace_workers.kernels.library import Isa, native_library, support
-from headrace_workers.kernels.weights import Activation, Int8Weight, PackedWeight, Shape
+from headrace_workers.kernels.weights import (
+    INT8_STATIC,
+    Activation,
+    AffineWeight,
+    InputRange,
+    Int8Weight,
+    PackedWeight,
+    Shape,
+)
 
-__all__ = ["FP32", "Fp32Kernel", "LinearKernel", "NativeKernel", "TorchInt8Kernel", "int8_kernels", "quantize_rows"]
+__all__ = [
+    "FP32",
+    "Fp32Kernel",
+    "LinearKernel",
+    "NativeKernel",
+    "Run",
+    "TorchInt8Kernel",
+    "int8_kernels",
+    "quantize_inputs",
+    "quantize_rows",
+]
 
 FP32: Final = "fp32"
 _EXACT: Final = (Activation.IDENTITY, Activation.RELU)
@@ -28,9 +46,10 @@ _LARGEST_FLOAT: Final = torch.finfo(torch.float32).max
 _SMALLEST_SCALE: Final = 1e-20
 
 Run = Callable[[Tensor], Tensor]
+Weight = TypeVar("Weight", contravariant=True)
 
 
-class LinearKernel(Protocol):
+class LinearKernel(Protocol[Weight]):
     """One way to run a compressed linear layer."""
 
     @property
@@ -46,9 +65,14 @@ class LinearKernel(Protocol):
         """Why this kernel cannot run the shape; empty if it can."""
         ...
 
-    def prepare(self, weight: Int8Weight) -> Run:
+    def prepare(self, weight: Weight) -> Run:
         """The layer as a function: float32 [M, inputs], contiguous rows, to float32 [M, outputs]; M may be zero."""
         ...
+
+
+def _int8(shape: Shape) -> str:
+    """How activations are rounded."""
+    return "int8-static" if shape.scheme == INT8_STATIC else "int8"
 
 
 class NativeKernel:
@@ -60,7 +84,7 @@ class NativeKernel:
 
     def numerics(self, shape: Shape) -> str:
         """All instruction sets agree; torch agrees too unless an activation follows that it approximates otherwise."""
-        return "int8" if shape.activation in _EXACT else "int8-native"
+        return _int8(shape) if shape.activation in _EXACT else f"{_int8(shape)}-native"
 
     def refusal(self, shape: Shape) -> str:
         """Only sizes that could overflow are refused."""
@@ -114,14 +138,36 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return values, scale
 
 
+def quantize_inputs(x: Tensor, found: InputRange) -> tuple[Tensor, Tensor]:
+    """Quantize by a calibrated range; what lies outside of it is cut off.
+
+    Args:
+        x: float32 [M, K].
+        found: the range, the same for all rows.
+
+    Returns:
+        int8 [M, K], whose zero is `found.int8_zero`, and the scales, float32 [M, 1]: the range's, and NaN for a row
+        with NaN or infinity, which makes every answer of it NaN.
+    """
+    zero = found.int8_zero
+    scaled = (x * (1.0 / found.scale)).clamp_(-128 - zero, 127 - zero)
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=1, keepdim=True)
+    return scaled.round_().add_(zero).to(torch.int8), torch.where(largest <= _LARGEST_FLOAT, found.scale, torch.nan)
+
+
 class TorchInt8Kernel:
-    """The same arithmetic out of torch's own operators, for processors that the native kernels do not know."""
+    """The same arithmetic out of torch's own operators, for processors that the native kernels do not know.
+
+    oneDNN's fused operator for calibrated ranges, `onednn.qlinear_pointwise`, is no candidate, by measurement (torch
+    2.13): it rounds a row's last bits by the length of its batch at some widths, and asked for bare sums, which it
+    gives alike in every batch, it is no faster than this.
+    """
 
     name = "torch_int8"
 
     def numerics(self, shape: Shape) -> str:
         """The native kernels' bits, except behind an activation that torch approximates in its own way."""
-        return "int8" if shape.activation in _EXACT else "int8-torch"
+        return _int8(shape) if shape.activation in _EXACT else f"{_int8(shape)}-torch"
 
     def refusal(self, shape: Shape) -> str:
         """Only sizes that could overflow are refused."""
@@ -129,12 +175,13 @@ class TorchInt8Kernel:
 
     def prepare(self, weight: Int8Weight) -> Run:
         """Bind the weight; nothing is packed."""
-        scale, bias, activation = weight.scale[None, :], weight.bias, weight.activation
+        scale, bias, activation = weight.scale[None, :], weight.offset_bias, weight.activation
+        found = weight.input_range
         # A copy with strides of its own: with one input a transposed view counts as contiguous, and _int_mm errs.
         columns = torch.empty(weight.shape.inputs, weight.shape.outputs, dtype=torch.int8).copy_(weight.values.t())
 
         def linear(x: Tensor) -> Tensor:
-            values, row_scale = quantize_rows(x)
+            values, row_scale = quantize_rows(x) if found is None else quantize_inputs(x, found)
             y = torch._int_mm(values, columns).float() * (row_scale * scale)
             return activation(y if bias is None else y + bias)
 
@@ -142,7 +189,10 @@ class TorchInt8Kernel:
 
 
 class Fp32Kernel:
-    """The plain layer, its weight dequantized once: what every other kernel has to beat."""
+    """The plain layer, its weight dequantized once: what every other kernel has to beat.
+
+    Inputs are taken as they are, also where a range was calibrated for them: nothing is rounded and nothing cut off.
+    """
 
     name = FP32
 
@@ -154,17 +204,17 @@ class Fp32Kernel:
         """It runs anything."""
         return ""
 
-    def prepare(self, weight: Int8Weight) -> Run:
+    def prepare(self, weight: Int8Weight | AffineWeight) -> Run:
         """Dequantize the weight and bind it."""
         dense, bias, activation = weight.dequantized(), weight.bias, weight.activation
         return lambda x: activation(torch.nn.functional.linear(x, dense, bias))
 
 
 @cache
-def _native_kernels(isas: tuple[Isa, ...]) -> tuple[LinearKernel, ...]:
+def _native_kernels(isas: tuple[Isa, ...]) -> tuple[LinearKernel[Int8Weight], ...]:
     return tuple(NativeKernel(isa) for isa in isas)
 
 
-def int8_kernels() -> tuple[LinearKernel, ...]:
+def int8_kernels() -> tuple[LinearKernel[Int8Weight], ...]:
     """The int8 kernels that this process can use, the most promising first."""
     return (*_native_kernels(support().isas), TorchInt8Kernel())

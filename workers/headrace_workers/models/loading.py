@@ -12,20 +12,22 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headrace.errors import ArtifactError, ModelLoadError
-from headrace_workers.artifact import Task, Variant
-from headrace_workers.kernels.layers import CompressedLinear, QuantizedEmbedding
-from headrace_workers.kernels.weights import Int8Weight
+from headrace_workers.artifact import Task
+from headrace_workers.kernels.layers import QuantizedEmbedding, QuantizedLinear
+from headrace_workers.models.filling import fill
 from headrace_workers.models.source import ModelSource
+from headrace_workers.models.structure import apply_structure
 
-__all__ = ["LoadedModel", "load_model", "max_tokens_of"]
+__all__ = ["LoadedModel", "load_model", "max_tokens_of", "quiet_transformers"]
 
 _CLASS_OF_TASK: Final[dict[Task, str]] = {
     "embedding": "AutoModel",
     "sequence_classification": "AutoModelForSequenceClassification",
     "token_classification": "AutoModelForTokenClassification",
+    "causal_lm": "AutoModelForCausalLM",
 }
 _CPU: Final = torch.device("cpu")
 _ABSURD_TOKENS: Final = 1 << 20
@@ -37,7 +39,7 @@ class LoadedModel:
     """A model in memory."""
 
     module: nn.Module
-    """Float32, or compressed with its `CompressedLinear`s not yet prepared."""
+    """Float32, or compressed with its `QuantizedLinear`s not yet prepared."""
     config: Any
     """Hugging Face's."""
     task: Task
@@ -68,18 +70,18 @@ class LoadedModel:
 
     @property
     def compressed(self) -> bool:
-        """Whether it holds int8 weights."""
-        return any(isinstance(module, (CompressedLinear, QuantizedEmbedding)) for module in self.module.modules())
+        """Whether it holds quantized weights."""
+        return any(isinstance(module, (QuantizedLinear, QuantizedEmbedding)) for module in self.module.modules())
 
 
-def load_model(source: ModelSource, task: Task, *, variant: str = "int8") -> LoadedModel:
-    """Load a model for a task: an artifact's variant, or a plain model in float32.
+def load_model(source: ModelSource, task: Task, *, variant: str | None = None) -> LoadedModel:
+    """Load a model for a task: an artifact's variant, its first if none is named, or a plain model in float32.
 
     Raises:
         ModelLoadError: it is no model that transformers knows, has no weights for the task, or only pickled ones.
         ArtifactError: the artifact's variant does not fit its configuration.
     """
-    with _quiet_transformers():
+    with quiet_transformers():
         config, kind = _config_and_class(source, task)
         module = (
             _plain(source, config, kind) if source.artifact is None else _from_variant(source, config, kind, variant)
@@ -90,7 +92,7 @@ def load_model(source: ModelSource, task: Task, *, variant: str = "int8") -> Loa
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Progress bars and advice off: what matters of it becomes an error of ours."""
     from transformers.utils import logging
 
@@ -143,46 +145,25 @@ def _check_complete(source: ModelSource, missing: set[str]) -> None:
         )
 
 
-def _from_variant(source: ModelSource, config: Any, kind: Any, name: str) -> nn.Module:
+def _from_variant(source: ModelSource, config: Any, kind: Any, name: str | None) -> nn.Module:
     from transformers.initialization import no_init_weights
 
     assert source.artifact is not None
-    variant = source.artifact.variant(name)
+    variant = source.artifact.variant(name or source.artifact.manifest.variants[0])
     tensors = source.artifact.tensors(variant)
     try:
         # Not on the meta device: buffers that no file holds would be lost. Memory that is never written costs nothing.
         with no_init_weights():
             module: nn.Module = kind.from_config(config)
-        _install(module, variant, tensors)
-        left = module.load_state_dict(tensors, strict=False, assign=True)
+        module.tie_weights()  # type: ignore[operator]  # which it does only while it draws weights
+        apply_structure(module, variant.structure, tensors)
+        left = fill(module, variant, tensors)
     except (KeyError, AttributeError, RuntimeError, ValueError) as error:
-        raise ArtifactError(f"{source.name}: variant {name} does not fit config.json: {error}") from error
-    _check_complete(source, set(left.missing_keys) - _held_elsewhere(module))
-    if left.unexpected_keys:
-        raise ArtifactError(f"{source.name}: variant {name} has {left.unexpected_keys[0]}, config.json has not")
+        raise ArtifactError(f"{source.name}: variant {variant.name} does not fit config.json: {error}") from error
+    _check_complete(source, left.missing)
+    if left.unexpected:
+        raise ArtifactError(f"{source.name}: variant {variant.name} has {left.unexpected[0]}, config.json has not")
     return module
-
-
-def _install(module: nn.Module, variant: Variant, tensors: dict[str, Tensor]) -> None:
-    """Put compressed layers in place, taking their tensors out of `tensors`."""
-    for path, scheme in variant.layers.items():
-        module.get_submodule(path)
-        values, scale = tensors.pop(f"{path}.weight"), tensors.pop(f"{path}.weight_scale")
-        if scheme == "int8_row":
-            module.set_submodule(path, QuantizedEmbedding(values, scale))
-        else:
-            weight = Int8Weight(values, scale, tensors.pop(f"{path}.bias", None))
-            module.set_submodule(path, CompressedLinear(weight))
-
-
-def _held_elsewhere(module: nn.Module) -> set[str]:
-    """State names of compressed tables, which were given their tensors when they were made."""
-    return {
-        f"{name}.{tensor}"
-        for name, part in module.named_modules()
-        if isinstance(part, QuantizedEmbedding)
-        for tensor in ("values", "scale")
-    }
 
 
 def max_tokens_of(source: ModelSource, model: LoadedModel) -> int:

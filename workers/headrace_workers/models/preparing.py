@@ -7,19 +7,22 @@ are weights quantized, kernels chosen and blocks fused, each with a check of its
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 import torch
+from torch import Tensor, nn
 
 from headrace.errors import ModelLoadError
 from headrace_workers import node
 from headrace_workers.compression.expand import expand_model
 from headrace_workers.compression.quantize import quantize_model
 from headrace_workers.kernels.block import fuse_blocks
-from headrace_workers.kernels.layers import CompressedLinear
+from headrace_workers.kernels.layers import QuantizedLinear
 from headrace_workers.kernels.library import support
 from headrace_workers.kernels.selection import KernelTable, Policy
+from headrace_workers.kernels.torchao_cuda import fastest, refusal, schemes_for
 from headrace_workers.models.loading import LoadedModel
 from headrace_workers.models.runner import Ids, PackedRunner, Runner, SingleRunner, can_pack, distance
 
@@ -39,6 +42,8 @@ _GPU_DTYPES: Final = {
 """What a GPU computes in. Weights in int8 are expanded: at the sizes of encoders its fp16 products are as fast."""
 _GPU_TOLERANCE: Final = 0.05
 """Relative distance allowed between a GPU's answers and fp32 on the CPU. Rounding gives about 2e-3, an overflow NaN."""
+_PROBES_TOGETHER: Final = 8
+"""How often the probes are repeated to make a batch that is worth measuring."""
 
 
 def prepare_model(
@@ -51,7 +56,7 @@ def prepare_model(
         probes: texts to check it with, as token ids, of different lengths.
         precision: what to compute in; a compressed model has int8 already.
         kernels: how kernels are chosen.
-        device: where it runs; on a GPU `kernels` does not matter.
+        device: where it runs; on a GPU `measured` tries torchao's kernels where it is installed, and keeps the faster.
 
     Returns:
         What runs it, and what became of it, for `EngineInfo.details`.
@@ -68,7 +73,7 @@ def prepare_model(
     if problem:
         details["not_packed_because"] = problem
     if device == "cuda":
-        return _on_gpu(model, probes, precision, problem, details)
+        return _on_gpu(model, probes, precision, problem, details, measure=kernels == "measured")
     if precision == "int8":
         details |= _compress(model, kernels, fuse=not problem)
     elif precision == "bf16":
@@ -83,7 +88,13 @@ def _runner(model: LoadedModel, problem: str) -> Runner:
 
 
 def _on_gpu(
-    model: LoadedModel, probes: Sequence[Ids], precision: Precision, problem: str, details: dict[str, Any]
+    model: LoadedModel,
+    probes: Sequence[Ids],
+    precision: Precision,
+    problem: str,
+    details: dict[str, Any],
+    *,
+    measure: bool,
 ) -> tuple[Runner, dict[str, Any]]:
     expected, counts = _runner(model, problem)(probes)
     if precision == "int8":
@@ -92,6 +103,8 @@ def _on_gpu(
         expand_model(model.module)
     dtype = _GPU_DTYPES[precision]
     model.to(torch.device("cuda"), dtype)
+    if precision == "int8" and measure:
+        details["torchao"] = _take_fastest(model, list(probes) * _PROBES_TOGETHER, dtype, problem)
     runner = _runner(model, problem)
     off = distance(runner(probes)[0].cpu(), expected, counts)
     if not off < _GPU_TOLERANCE:  # NaN, too
@@ -103,6 +116,21 @@ def _on_gpu(
         "batch_invariant": _is_batch_invariant(runner, probes),
     }
     return runner, details
+
+
+def _take_fastest(model: LoadedModel, probes: Sequence[Ids], dtype: torch.dtype, problem: str) -> dict[str, Any]:
+    """Give the model torchao's int8 products if they are faster on this GPU, and say what was found."""
+    able = schemes_for(torch.cuda.get_device_capability(), dtype)
+    schemes = [scheme for scheme in able if scheme.startswith("int8")]
+    if not schemes:
+        return {"reason": refusal(torch.cuda.get_device_capability(), dtype, "int8_dynamic")}
+
+    def bind(module: nn.Module) -> Callable[[], Tensor]:
+        runner = _runner(replace(model, module=module), problem)
+        return lambda: runner(probes)[0]
+
+    model.module, trials = fastest(model.module, schemes, bind, tolerance=_GPU_TOLERANCE)
+    return {trial.scheme: trial.problem or f"{trial.seconds * 1000:.3g} ms" for trial in trials}
 
 
 def _check_precision(model: LoadedModel, precision: Precision, device: Device) -> None:
@@ -125,8 +153,8 @@ def _bind(model: LoadedModel, table: KernelTable) -> None:
         layer.prepare(table)
 
 
-def _layers(model: LoadedModel) -> list[CompressedLinear]:
-    return [module for module in model.module.modules() if isinstance(module, CompressedLinear)]
+def _layers(model: LoadedModel) -> list[QuantizedLinear]:
+    return [module for module in model.module.modules() if isinstance(module, QuantizedLinear)]
 
 
 def _compress(model: LoadedModel, policy: Policy, *, fuse: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a model's files are: an artifact, a folder as Hugging Face writes it, or a hub id of one."""
+"""Where a model's files are: an artifact, a folder as Hugging Face writes it, a hub id of one, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from headrace.errors import ModelLoadError
 from headrace_workers.artifact import Artifact, Task, is_artifact, open_artifact
+from headrace_workers.models.gguf import import_gguf, is_gguf
 
 __all__ = ["ModelSource", "find_source"]
 
@@ -21,6 +22,7 @@ _FROM_HUB: Final = ["*.json", "*.txt", "*.model", "*.safetensors"]
 _TASK_OF_HEAD: Final[dict[str, Task]] = {
     "ForSequenceClassification": "sequence_classification",
     "ForTokenClassification": "token_classification",
+    "ForCausalLM": "causal_lm",
 }
 
 
@@ -68,6 +70,8 @@ class ModelSource:
             return made_for
         if asked is not None:
             return asked
+        if (self.folder / "modules.json").is_file():  # sentence-transformers', whatever the weights were made as
+            return "embedding"
         for architecture in self.read_map("config.json").get("architectures") or []:
             for ending, task in _TASK_OF_HEAD.items():
                 if str(architecture).endswith(ending):
@@ -76,16 +80,18 @@ class ModelSource:
 
 
 def find_source(model: str | Path) -> ModelSource:
-    """The files of a model given by path or hub id.
+    """The files of a model given by path or hub id. A GGUF file is converted first, once (`import_gguf`).
 
     Raises:
-        ModelLoadError: there is no such folder, it holds no model, or the hub does not give it.
+        ModelLoadError: there is no such folder, it holds no model, the hub does not give it, or a GGUF file is broken.
         ArtifactError: it is an artifact, and broken.
     """
     path = Path(model)
     if is_artifact(path):
         artifact = open_artifact(path)
         return ModelSource(str(model), path, artifact)
+    if is_gguf(path):
+        return ModelSource(str(model), import_gguf(path), None)
     folder = path if path.is_dir() else _from_hub(str(model))
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"{folder} holds no model: it has no config.json")

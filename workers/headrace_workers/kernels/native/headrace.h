@@ -13,7 +13,7 @@
 #define HR_INLINE static inline __attribute__((always_inline))
 
 /* Grows when a struct or a function's meaning changes; Python refuses a library of another number. */
-enum { HR_ABI = 1 };
+enum { HR_ABI = 2 };
 
 enum hr_isa { HR_NONE = 0, HR_VNNI = 1, HR_AMX = 2 };
 
@@ -29,7 +29,26 @@ typedef struct {
     const float *scale;       /* per output, padded to 64 */
     const float *bias;        /* per output, padded to 64; zeros where there is none */
     int64_t activation;       /* enum hr_activation */
+    float input_scale;        /* of every row, where it was calibrated; 0: each row has its own */
+    int32_t input_zero;       /* the int8 code of 0.0 in calibrated rows; `bias` makes up for it */
 } hr_linear;
+
+/* How codes lie in memory. A panel is 64 outputs. BYTES: for each input 64 codes. NIBBLES: for each 8 inputs 64 words of
+ * 32 bits, the first input in the lowest four; every group begins a word. MIDDLE_NIBBLES: the same, and zero is 8. */
+enum hr_codes { HR_BYTES = 0, HR_NIBBLES = 1, HR_MIDDLE_NIBBLES = 2 };
+
+/* One linear layer of floating-point inputs and few-bit weights, `(code - zero) * scale`. */
+typedef struct {
+    int64_t outputs;          /* n */
+    int64_t inputs;           /* k */
+    int64_t group;            /* inputs that share a scale */
+    int64_t order;            /* enum hr_codes */
+    const void *codes;        /* [panels] of the above */
+    const float *scale;       /* [panels][groups][64] */
+    const float *zero;        /* [panels][groups][64] */
+    const float *bias;        /* per output, padded to 64 */
+    int64_t activation;       /* enum hr_activation */
+} hr_affine;
 
 /* Packed attention: rows of q, k, v and out are tokens; head h of a row begins h * head_dim floats in. */
 typedef struct {
@@ -57,7 +76,7 @@ typedef struct {
 
 /* The calling thread's scratch memory number `slot`, at least `bytes` large, 64-byte aligned. It keeps its size until
  * the thread ends, so a hot path never allocates. NULL when memory is out. */
-enum hr_slot { HR_SLOT_QUANTIZED, HR_SLOT_ATTENTION, HR_SLOT_ROWS, HR_SLOT_SHARED, HR_SLOTS };
+enum hr_slot { HR_SLOT_QUANTIZED, HR_SLOT_ATTENTION, HR_SLOT_ROWS, HR_SLOT_SHARED, HR_SLOT_PANEL, HR_SLOTS };
 void *hr_scratch(enum hr_slot slot, size_t bytes);
 
 HR_INLINE int64_t hr_round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }

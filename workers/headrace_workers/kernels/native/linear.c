@@ -1,4 +1,5 @@
-/* The int8 linear layer: each row is quantized by its own largest value, multiplied in integers and scaled back.
+/* The int8 linear layer: each row is quantized by its own largest value or by a calibrated range, multiplied in
+ * integers and scaled back.
  *
  * Integer sums are exact in any order, and everything else is done lane by lane in one fixed order, so a row's answer
  * is the same bits on AMX and on VNNI, alone and in company, on one thread and on many.
@@ -58,19 +59,25 @@ HR_AVX512 static float largest_magnitude(const float *x, int64_t k) {
 
 HR_AVX512 HR_INLINE __m512i rounded(__m512 x, __m512 inverse) { return _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)); }
 
-/* 64 quantized values of x, of which only the first `left` are read. */
-HR_AVX512 HR_INLINE __m512i quantized_64(const float *x, int64_t left, __m512 inverse) {
-    __m512i v[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        int64_t rest = left - 16 * i;
-        __m512 part = rest <= 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(hr_first(rest), x + 16 * i);
-        v[i] = rounded(part, inverse);
-    }
+/* 16 values of x, of which only the first `left` are read. */
+HR_AVX512 HR_INLINE __m512 load_16(const float *x, int64_t left) {
+    return left <= 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(hr_first(left), x);
+}
+
+/* 64 numbers to int8; what lies beyond its range goes to its ends. */
+HR_AVX512 HR_INLINE __m512i packed_64(const __m512i v[4]) {
     /* packing works within 128-bit lanes; the permutation puts its fours back in order */
     __m512i low = _mm512_packs_epi32(v[0], v[1]), high = _mm512_packs_epi32(v[2], v[3]);
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     return _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
+}
+
+/* 64 quantized values of x, of which only the first `left` are read. */
+HR_AVX512 HR_INLINE __m512i quantized_64(const float *x, int64_t left, __m512 inverse) {
+    __m512i v[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) v[i] = rounded(load_16(x + 16 * i, left - 16 * i), inverse);
+    return packed_64(v);
 }
 
 /* One row to int8 (plus 128 where `flip` says so: VNNI multiplies u8 by s8). Returns the row's scale; NaN for a row
@@ -88,6 +95,28 @@ HR_AVX512 static float quantize_row(const float *x, int64_t k, int64_t kp, uint8
     for (; j + 64 <= k; j += 64) _mm512_store_si512(out + j, _mm512_xor_si512(flip, quantized_64(x + j, 64, inverse)));
     if (j < k) _mm512_store_si512(out + j, _mm512_xor_si512(flip, quantized_64(x + j, k - j, inverse)));
     return scale;
+}
+
+/* As above, by the layer's calibrated range: what lies outside of it is cut off. Padding needs no zeros, as its weights
+ * have them. Numbers are bounded before they are converted, because a conversion that overflows is the smallest int. */
+HR_AVX512 static float quantize_row_by_range(const hr_linear *layer, const float *x, int64_t kp, uint8_t *out,
+                                             __m512i flip) {
+    enum { NAN_OR_INFINITE = 0x01 | 0x80 | 0x08 | 0x10 };
+    const __m512 inverse = hr_set(1.0f / layer->input_scale), most = hr_set(65536.0f), least = hr_set(-65536.0f);
+    const __m512i zero = _mm512_set1_epi32(layer->input_zero);
+    __mmask16 unusable = 0;
+    for (int64_t j = 0; j < kp; j += 64) {
+        __m512i v[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            const __m512 part = load_16(x + j + 16 * i, layer->inputs - j - 16 * i);
+            unusable |= _mm512_fpclass_ps_mask(part, NAN_OR_INFINITE);
+            const __m512 scaled = _mm512_min_ps(most, _mm512_max_ps(least, _mm512_mul_ps(part, inverse)));
+            v[i] = _mm512_add_epi32(_mm512_cvtps_epi32(scaled), zero);
+        }
+        _mm512_store_si512(out + j, _mm512_xor_si512(flip, packed_64(v)));
+    }
+    return unusable ? __builtin_nanf("") : layer->input_scale;
 }
 
 /* int32 sum -> answer. The order of these operations is the torch fallback's. */
@@ -284,8 +313,11 @@ HR_AVX512 static int run_batch(const hr_linear *layer, const batch *b, int64_t f
     if (isa == HR_AMX) configure_tiles();
     for (int64_t row = 0; row < b->rows; row += ROW_BLOCK) {
         const int64_t here = hr_min(b->rows - row, ROW_BLOCK);
-        for (int64_t i = 0; i < here; i++)
-            row_scale[i] = quantize_row(b->x + (row + i) * b->x_stride, layer->inputs, kp, q + i * kp, flip);
+        for (int64_t i = 0; i < here; i++) {
+            const float *x = b->x + (row + i) * b->x_stride;
+            row_scale[i] = layer->input_scale > 0 ? quantize_row_by_range(layer, x, kp, q + i * kp, flip)
+                                                  : quantize_row(x, layer->inputs, kp, q + i * kp, flip);
+        }
         product p = {layer, q, row_scale, here, kp, first, last, b->y + row * b->y_stride, b->y_stride, past_caches};
         if (isa == HR_AMX) multiply_amx(&p);
         else multiply_vnni(&p);
