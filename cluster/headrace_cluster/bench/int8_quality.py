@@ -146,7 +146,7 @@ def _of_peers(subject: TextSubject, data: Split, folder: Path, peers: Path) -> l
     np.savez(tokens, ids=np.concatenate(ids), lengths=[len(row) for row in ids])
     program = Path(__file__).parent / "peers" / "int8_encoder_peer.py"
     python = peers.absolute() / "compression" / "bin" / "python"
-    command = [str(python), str(program), str(onnx), str(tokens), str(folder), str(_THREADS)]
+    command = [str(python), str(program), str(onnx), str(tokens), str(folder), str(_THREADS), str(len(data.train))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise HeadraceError(f"{program.name} failed: {done.stderr.strip()[-2000:]}")

@@ -26,7 +26,7 @@ class _HiddenStates(nn.Module):
 
 
 def write_onnx_encoder(subject: TextSubject, path: Path) -> None:
-    """Export token ids and their mask, int64 [texts, positions], to hidden states, float32 [texts, positions, width]."""
+    """Write the model that takes ids and mask, int64 [texts, positions], and answers [texts, positions, width]."""
     batch = subject.batch(["Two texts of", "different lengths, for both to be free."])
     texts, positions = torch.export.Dim("texts", min=1, max=4096), torch.export.Dim("positions", min=1, max=512)
     with warnings.catch_warnings():

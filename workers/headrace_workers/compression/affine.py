@@ -23,7 +23,8 @@ _SHARES: Final = tuple(1.0 - step / 25 for step in range(12))
 _SEARCHED_AT_ONCE: Final = 1 << 16
 """Weights whose grids are looked for together."""
 _LEAST_HALF: Final = torch.finfo(torch.float16).smallest_normal
-_MOST_HALF: Final = torch.finfo(torch.float16).max
+_MOST_HALF: Final = torch.finfo(torch.float16).max / 2
+_NEXT_HALF: Final = 1 + 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def _scales(scale: Tensor) -> Tensor:
     scale = torch.where(scale > 0, scale, 1.0)
     if scale.shape[1] == 1 or not bool(((scale >= _LEAST_HALF) & (scale <= _MOST_HALF)).all()):
         return scale
-    return scale.half().float()
+    nearest = scale.half().float()
+    return torch.where(nearest >= scale, nearest, (scale * _NEXT_HALF).half().float())  # less would not reach
 
 
 def _grouped(weight: Tensor, group: int) -> Tensor:

@@ -10,7 +10,9 @@ from typing import Any, Final
 
 from headrace.errors import ModelLoadError
 from headrace_workers.artifact import Artifact, Task, is_artifact, open_artifact
+from headrace_workers.models.artifact_cache import fetch_artifact
 from headrace_workers.models.gguf import import_gguf, is_gguf
+from headrace_workers.models.remote_artifact import is_url
 
 __all__ = ["ModelSource", "find_source"]
 
@@ -80,13 +82,16 @@ class ModelSource:
 
 
 def find_source(model: str | Path) -> ModelSource:
-    """The files of a model given by path or hub id. A GGUF file is converted first, once (`import_gguf`).
+    """The files of a model given by path, URL or hub id.
+
+    An artifact given by URL is fetched into this node's cache first (`fetch_artifact`), and a GGUF file is converted
+    (`import_gguf`), each once.
 
     Raises:
         ModelLoadError: there is no such folder, it holds no model, the hub does not give it, or a GGUF file is broken.
         ArtifactError: it is an artifact, and broken.
     """
-    path = Path(model)
+    path = fetch_artifact(str(model)) if is_url(str(model)) else Path(model)
     if is_artifact(path):
         artifact = open_artifact(path)
         return ModelSource(str(model), path, artifact)

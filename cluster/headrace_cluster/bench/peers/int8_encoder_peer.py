@@ -1,6 +1,7 @@
 """int8 encoders by other libraries: onnxruntime's dynamic quantization, and OpenVINO's static one by NNCF.
 
-Takes an ONNX encoder (`input_ids`, `attention_mask` → hidden states) and token ids, and answers for each library with
+Takes an ONNX encoder (`input_ids`, `attention_mask` → hidden states) and token ids, the first of which are to
+calibrate with, and answers for each library with
 mean-pooled, normalized embeddings, the size of its model and texts a second, sorted by length and padded by 32 as its
 users would.
 """
@@ -15,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 BATCH = 32
-CALIBRATION = 128
 
 
 def batches(texts: list[np.ndarray]):
@@ -93,10 +93,10 @@ LIBRARIES = {
 }
 
 
-def main(model: Path, tokens: Path, folder: Path, threads: int) -> None:
+def main(model: Path, tokens: Path, folder: Path, threads: int, first: int) -> None:
     given = np.load(tokens)
     texts = np.split(given["ids"], np.cumsum(given["lengths"])[:-1])
-    calibration, texts = texts[:CALIBRATION], texts[CALIBRATION:]
+    calibration, texts = texts[:first], texts[first:]
     for name, (quantize, runner) in LIBRARIES.items():
         path = quantize(model, folder, calibration)
         run = runner(path, threads)
@@ -108,4 +108,4 @@ def main(model: Path, tokens: Path, folder: Path, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))

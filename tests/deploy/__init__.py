@@ -1,0 +1,1 @@
+"""deploy/ proven without a cluster: rendered, held against every rule there is, and run."""

@@ -1,0 +1,196 @@
+"""The manifests, run: their groups as Ray nodes, their Serve config, their Redis servers, and a node that dies.
+
+Run in namespaces of its own (`test_manifest_run` starts it so): each group is a pod with an address, the very command
+that the operator would derive, and the very files of ConfigMaps and Secrets at their very paths. Exchanged are two
+things: the engines, for this machine has no GPU and fetches no model, and who starts pods, for there is no operator.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from deploy.checks.redis_servers import settings
+from deploy.checks.references import secrets
+from deploy.derived import HEAD_SERVICE, RAYLET_LIVES, READY_HEAD, READY_WORKER, command, variables
+from deploy.kustomization import overlay
+from deploy.manifests import Group, Manifests
+from deploy.pods import FIRST_POD, Pod, PodNetwork
+from headrace import Client, Job
+from headrace_cluster.embedded import EmbeddedServer
+from support.waiting import eventually_sync
+
+__all__ = ["main"]
+
+JOBS: Final = 600
+_ENGINE: Final = {"kind": "custom", "target": "deploy.engine:PlaceEngine"}
+_START_S: Final = 180.0
+_NODES: Final = ("cpu", "cpu", "gpu", "gpu-spot")
+"""Which nodes are started: the least of `cpu`, and of each GPU group one, for the two replicas that there are."""
+
+
+class Cluster:
+    """The head and the nodes of an overlay."""
+
+    def __init__(self, manifests: Manifests, network: PodNetwork) -> None:
+        self.manifests, self.network = manifests, network
+        self.secrets = secrets()
+        self._started = 0
+
+    def start(self, group: Group) -> Pod:
+        """A pod of a group, as the operator makes it."""
+        self._started += 1
+        name = f"{group.name}-{self._started}"
+        environment = variables(self.manifests, group, self.secrets, pod=name)
+        environment |= {
+            name: os.environ[name] for name in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS") if name in os.environ
+        }
+        environment["RAY_USAGE_STATS_ENABLED"] = "0"
+        return self.network.start(name, command(self.manifests, group), environment, self._files(group))
+
+    def _files(self, group: Group) -> dict[str, str]:
+        files = {}
+        for path, holder, key in self.manifests.mounts(group.pod):
+            files[path] = {**self.secrets, **self.manifests.config_maps}[holder][key]
+        return files
+
+    def deploy(self) -> None:
+        """Hand the Serve config to the dashboard, byte for byte and with the token, as the operator does."""
+        config = yaml.safe_load(self.manifests.service["spec"]["serveConfigV2"])
+        self._ask("PUT", "api/serve/applications/", json.dumps(config).encode())
+
+    def status(self) -> dict[str, Any]:
+        """What Serve says of the application."""
+        details = json.loads(self._ask("GET", "api/serve/applications/"))
+        found: dict[str, Any] = details["applications"].get("headrace", {})
+        return found
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        token = self.secrets["headrace-ray-token"]["auth_token"]
+        headers = {"x-ray-authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        url = f"http://{self.network.names[HEAD_SERVICE]}:8265/{path}"
+        with urllib.request.urlopen(
+            urllib.request.Request(url, body, headers, method=method), timeout=_START_S
+        ) as answer:
+            return bytes(answer.read())
+
+
+def exchanged(objects: list[dict[str, Any]]) -> Manifests:
+    """The manifests with engines that this machine can run; all else as it is."""
+    for found in objects:
+        if found["kind"] == "ConfigMap" and "models.yaml" in found["data"]:
+            content = yaml.safe_load(found["data"]["models.yaml"])
+            for model in content["models"].values():
+                model["engine"] = _ENGINE
+            found["data"]["models.yaml"] = yaml.safe_dump(content)
+    return Manifests(objects)
+
+
+@contextmanager
+def redis_servers(manifests: Manifests, folder: Path, names: dict[str, str]) -> Iterator[None]:
+    """The servers of the StatefulSets, with the settings and passwords that they have there."""
+    with ExitStack() as stack:
+        for pod in manifests.servers:
+            own = folder / pod.name
+            own.mkdir()
+            (own / "auth.conf").write_text(secrets()[pod.name]["auth.conf"])
+            told = settings(manifests, pod) | {
+                "include": str(own / "auth.conf"),
+                "dir": str(own),
+                "bind": names[pod.name],
+            }
+            stack.enter_context(EmbeddedServer(own / "server", port=6379, die_with_parent=True, options=told))
+        yield
+
+
+def main(folder: Path) -> dict[str, Any]:
+    """Start everything, run jobs, kill a node under load, and tell what came of it."""
+    manifests = exchanged(overlay("gpu-spot"))
+    names = {pod.name: PodNetwork.service_address(2 + n) for n, pod in enumerate(manifests.servers)}
+    network = PodNetwork(folder, {**names, HEAD_SERVICE: FIRST_POD})
+    with redis_servers(manifests, folder, names):
+        cluster = Cluster(manifests, network)
+        try:
+            return _run(cluster)
+        finally:
+            for pod in network.pods:
+                if pod.process.poll() is None:
+                    pod.kill()
+
+
+def _run(cluster: Cluster) -> dict[str, Any]:
+    started = time.monotonic()
+    groups = {group.name: group for group in cluster.manifests.groups}
+    head = cluster.start(cluster.manifests.head)
+    eventually_sync(lambda: head.run(READY_HEAD).returncode == 0, within_s=_START_S)
+    nodes = []
+    for name in _NODES:  # one after the other: this may be a machine of two cores
+        nodes.append(node := cluster.start(groups[name]))
+        eventually_sync(lambda node=node: node.run(RAYLET_LIVES).returncode == 0, within_s=_START_S)  # type: ignore[misc]
+    cluster.deploy()
+    eventually_sync(lambda: _running(cluster), within_s=_START_S)
+    for node in nodes:
+        eventually_sync(lambda node=node: node.run(READY_WORKER).returncode == 0, within_s=_START_S)  # type: ignore[misc]
+    told: dict[str, Any] = {"started_s": round(time.monotonic() - started, 1)}
+    health = eventually_sync(lambda: _health(nodes[0], replicas=4), within_s=_START_S)
+    told["health"] = health
+    told["placement"] = _placement(cluster)
+    url = secrets()["headrace-redis"]["url"].replace("headrace-redis", cluster.network.names["headrace-redis"])
+    with Client(url) as client:
+        told |= _jobs(client, nodes[-1])
+        audit = client.audit("minilm")
+        told["audit"] = {"submitted": audit.submitted, "ok": audit.ok, "lost": audit.lost, "doubled": audit.doubled}
+    told["health_after"] = eventually_sync(lambda: _health(nodes[0], replicas=3), within_s=_START_S)
+    return told
+
+
+def _jobs(client: Client, victim: Pod) -> dict[str, Any]:
+    """Jobs on all replicas; when a good part of them is answered, the node is killed."""
+    receipts = client.submit_many([Job(model="minilm", input="sleep:0.02") for _ in range(JOBS)])
+    answers = [client.result(receipt, timeout_s=_START_S) for receipt in receipts[: JOBS // 6]]
+    victim.kill()
+    killed = time.monotonic()
+    answers += [client.result(receipt, timeout_s=_START_S) for receipt in receipts[JOBS // 6 :]]
+    return {
+        "answered": len({answer.id for answer in answers}),
+        "ok": sum(answer.ok for answer in answers),
+        "by_pod": dict(sorted(Counter(str(answer.output) for answer in answers).items())),
+        "after_the_kill_s": round(time.monotonic() - killed, 1),
+    }
+
+
+def _running(cluster: Cluster) -> bool:
+    status = cluster.status()
+    if status.get("status") == "DEPLOY_FAILED":
+        raise RuntimeError(status["message"])
+    return status.get("status") == "RUNNING"
+
+
+def _health(node: Pod, *, replicas: int) -> dict[str, Any] | None:
+    """What the health route says, asked for inside of a pod; None until there are so many replicas."""
+    done = node.run("wget --tries 1 -T 5 -q -O- http://localhost:8000/health")
+    answer: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+    return answer if answer and answer["models"]["minilm"]["replicas"] == replicas else None
+
+
+def _placement(cluster: Cluster) -> dict[str, list[str]]:
+    """For each deployment, the groups of the pods that its replicas are in."""
+    groups = {pod.address: pod.name.rpartition("-")[0] for pod in cluster.network.pods}
+    return {
+        name: sorted(groups[replica["node_ip"]] for replica in told["replicas"])
+        for name, told in cluster.status()["deployments"].items()
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]))))
