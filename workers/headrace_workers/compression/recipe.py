@@ -20,6 +20,7 @@ __all__ = [
     "Calibration",
     "Distill",
     "Gates",
+    "Losses",
     "Prune",
     "PruneStructured",
     "Quantize",
