@@ -20,7 +20,7 @@ from headrace import AsyncClient, Job
 from headrace.errors import HeadraceError
 from headrace_cluster.local import LocalService
 from headrace_cluster.settings import ServiceConfig
-from headrace_workers.compression.served import Arrival, LoadFigures, ServedFigures, poisson_trace
+from headrace_workers.compression.search.served import Arrival, LoadFigures, ServedFigures, poisson_trace
 
 __all__ = ["ServedPlan", "measure_served"]
 

@@ -8,7 +8,7 @@ from headrace.errors import HeadraceError
 from headrace_cluster.bench.models import packaged_encoder
 from headrace_cluster.corpus import reference_texts
 from headrace_cluster.served_speed import ServedPlan, measure_served
-from headrace_workers.compression.served import Arrival, find_measure
+from headrace_workers.compression.search.served import Arrival, find_measure
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headrace_workers.compression.candidates import Candidate, plain, propose, shapes_needed
-from headrace_workers.compression.latency_table import LatencyTable, LinearUse, Node, Timing
-from headrace_workers.compression.search import Progress, Tryout
-from headrace_workers.compression.search_journal import Question
-from headrace_workers.compression.search_profile import LinearShape, Profile, Role
-from headrace_workers.compression.served import LoadFigures, ServedFigures
-from headrace_workers.compression.target import Target, parse_target
+from headrace_workers.compression.search.candidates import Candidate, plain, propose, shapes_needed
+from headrace_workers.compression.search.journal import Question
+from headrace_workers.compression.search.latency_table import LatencyTable, LinearUse, Node, Timing
+from headrace_workers.compression.search.profile import LinearShape, Profile, Role
+from headrace_workers.compression.search.served import LoadFigures, ServedFigures
+from headrace_workers.compression.search.study_search import Progress, Tryout
+from headrace_workers.compression.search.target import Target, parse_target
 
 __all__ = ["EASY", "EVERY_LAYER", "NODE", "PROFILE", "TABLE", "Arithmetic", "Clock", "ideal"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from headrace_workers.compression.pipeline import Measures
-from headrace_workers.compression.quantize import quantize
+from headrace_workers.compression.quantization.quantize import quantize
 from headrace_workers.compression.stage import StageContext
 from headrace_workers.compression.subject import Subject
 

@@ -15,8 +15,8 @@ import torch
 
 from headrace.errors import ModelLoadError
 from headrace_workers import Prepared
-from headrace_workers.compression.expand import expand_model
-from headrace_workers.compression.quantize import quantize_model
+from headrace_workers.compression.quantization.expand import expand_model
+from headrace_workers.compression.quantization.quantize import quantize_model
 from headrace_workers.engines.encoder import EncoderEngine
 from headrace_workers.models.fetching import _REDUCTIONS
 from headrace_workers.models.loading import load_model

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headrace_workers.compression.quantize import quantize_model
+from headrace_workers.compression.quantization.quantize import quantize_model
 from headrace_workers.kernels.attention import Packing, packed
 from headrace_workers.kernels.block import FusedBlock, activation_of, fuse_blocks
 from headrace_workers.kernels.layers import CompressedLinear

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from headrace_workers.compression.quantize import quantize_model, round_to_nearest
+from headrace_workers.compression.quantization.quantize import quantize_model, round_to_nearest
 from headrace_workers.kernels.layers import CompressedLinear, QuantizedEmbedding
 from headrace_workers.kernels.selection import KernelTable
 from headrace_workers.models.loading import load_model

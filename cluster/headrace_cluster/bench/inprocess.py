@@ -117,7 +117,7 @@ def _packed(model: str, precision: str) -> Callable[[list[str]], list[Any]]:
 
 
 def _as_stored(artifact: str) -> Callable[[list[str]], list[Any]]:
-    from headrace_workers.compression.speed import engine_contestant
+    from headrace_workers.compression.evaluation.speed import engine_contestant
 
     engine = engine_contestant(artifact)
     return lambda texts: list(engine.run(engine.prepare(texts)))  # type: ignore[call-overload]

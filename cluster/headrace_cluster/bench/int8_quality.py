@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from headrace.errors import HeadraceError
 from headrace_cluster.corpus import heavy_tailed_texts, reference_texts
 from headrace_workers.compression.data import Examples, Split
-from headrace_workers.compression.judging import Measures
+from headrace_workers.compression.evaluation.judging import Measures
+from headrace_workers.compression.evaluation.speed import compare, engine_contestant
 from headrace_workers.compression.pipeline import compress_subject
 from headrace_workers.compression.recipe import ActivationScheme, Calibration, Quantize, Recipe, WeightScheme
-from headrace_workers.compression.speed import compare, engine_contestant
 from headrace_workers.compression.subject import TextSubject, load_subject
 from headrace_workers.models.source import ModelSource, find_source
 
@@ -57,11 +57,11 @@ def measure_int8(
         peers: virtual environments of other libraries; None leaves them out.
     """
     source = find_source(str(model))
-    subject, data = load_subject(source), _data(plan)
+    subject, data, timed = load_subject(source), _data(plan), _timed_texts(source, plan.timed_texts)
     rows = []
     for name, activations in _ACTIVATIONS.items():
         say(f"quantizing to int8, activations {name}")
-        rows.append(_measured(subject, data, name, activations, source, folder / f"int8-{name}", plan))
+        rows.append(_measured(subject, data, timed, name, activations, folder / f"int8-{name}", plan))
     if peers is not None:
         say("quantizing with onnxruntime and OpenVINO")
         rows += _of_peers(subject, data, folder, peers)
@@ -95,9 +95,9 @@ def _data(plan: Int8Plan) -> Split:
 def _measured(
     subject: TextSubject,
     data: Split,
+    timed: Sequence[str],
     name: str,
     activations: ActivationScheme,
-    source: ModelSource,
     output: Path,
     plan: Int8Plan,
 ) -> dict[str, Any]:
@@ -107,12 +107,11 @@ def _measured(
         data,
         Recipe(stages=[stage]),
         output,
-        model=source.folder,
+        model=subject.source.folder,
         measures=Measures(examples=plan.texts, speed=False),
     )
-    timed = _timed_texts(source, plan.timed_texts)
     speed = compare(
-        engine_contestant(str(source.folder), task=subject.task),
+        engine_contestant(subject.source.folder, task=subject.task),
         engine_contestant(output),
         {"mixed": timed},
         rounds=plan.rounds,

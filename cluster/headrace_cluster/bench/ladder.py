@@ -15,8 +15,8 @@ from typing import Any, Final
 from headrace_cluster.bench.documentation import documentation_examples
 from headrace_cluster.bench.inprocess import Layout, Manner, measure_in_process
 from headrace_workers.compression.data import split
-from headrace_workers.compression.finetune import save_classifier, train_classifier
-from headrace_workers.compression.judging import Measures
+from headrace_workers.compression.distillation.finetune import save_classifier, train_classifier
+from headrace_workers.compression.evaluation.judging import Measures
 from headrace_workers.compression.pipeline import compress_subject
 from headrace_workers.compression.recipe import Recipe, Training, read_recipe
 from headrace_workers.compression.report import CompressionReport
@@ -38,7 +38,7 @@ class LadderPlan:
 
     def __init__(self, *, quick: bool = False) -> None:
         self.per_label = 60 if quick else 1000
-        self.teacher = Training(steps=20 if quick else 500, learning_rate=1e-4)
+        self.teacher = Training(steps=20 if quick else 220, learning_rate=2e-4)
         self.timed_texts = 128 if quick else 1024
         self.padded_texts = 32 if quick else 256
         self.rounds = 1 if quick else 3

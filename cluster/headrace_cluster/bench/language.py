@@ -22,8 +22,8 @@ from headrace.errors import CompressionDataError
 from headrace_cluster.bench.models import packaged_language_model
 from headrace_workers.compression.contents import contents_of
 from headrace_workers.compression.data import Examples, Split, split
-from headrace_workers.compression.prepared import prepared_copy
-from headrace_workers.compression.quantize import quantize
+from headrace_workers.compression.evaluation.prepared import prepared_copy
+from headrace_workers.compression.quantization.quantize import quantize
 from headrace_workers.compression.recipe import ActivationScheme, Calibration, Quantize, WeightScheme
 from headrace_workers.compression.stage import StageContext
 from headrace_workers.compression.subject import Subject, load_subject

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from headrace_workers.compression.quantize import quantize_model
+from headrace_workers.compression.quantization.quantize import quantize_model
 from headrace_workers.kernels.layers import CompressedLinear
 from headrace_workers.kernels.selection import KernelTable
 from headrace_workers.models.loading import load_model

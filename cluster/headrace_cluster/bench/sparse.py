@@ -11,7 +11,7 @@ import torch
 from headrace_cluster.corpus import reference_texts
 from headrace_workers.artifact import open_artifact
 from headrace_workers.compression.data import Examples, split
-from headrace_workers.compression.judging import Measures
+from headrace_workers.compression.evaluation.judging import Measures
 from headrace_workers.compression.pipeline import compress_subject
 from headrace_workers.compression.recipe import Prune, Recipe
 from headrace_workers.compression.subject import load_subject

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace_workers.compression.affine import Grid, affine_weight, int8_weight, quantize_affine
-from headrace_workers.compression.quantize import round_to_nearest
+from headrace_workers.compression.quantization.affine import Grid, affine_weight, int8_weight, quantize_affine
+from headrace_workers.compression.quantization.quantize import round_to_nearest
 from headrace_workers.kernels.weights import AffineWeight
 
 

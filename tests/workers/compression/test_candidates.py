@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from headrace_workers.compression.candidates import propose, shapes_needed
 from headrace_workers.compression.recipe import Distill, PruneStructured, Quantize
-from headrace_workers.compression.search_profile import LinearShape, Profile
-from headrace_workers.compression.target import parse_target
+from headrace_workers.compression.search.candidates import propose, shapes_needed
+from headrace_workers.compression.search.profile import LinearShape, Profile
+from headrace_workers.compression.search.target import parse_target
 from support.arithmetic_study import EASY, EVERY_LAYER, PROFILE, TABLE, ideal
 
 

@@ -15,7 +15,7 @@ from headrace.errors import ArtifactError, CompressionError, ModelLoadError
 from headrace_workers.artifact import Artifact, open_artifact
 from headrace_workers.compression.build import build_artifact
 from headrace_workers.compression.data import Examples, Split, split
-from headrace_workers.compression.export import export_artifact
+from headrace_workers.compression.edge.export import export_artifact
 from headrace_workers.compression.pipeline import compress_subject
 from headrace_workers.compression.recipe import (
     Losses,

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from headrace.errors import CompressionDataError, StageError
 from headrace_workers.compression.data import Examples, Split, split
-from headrace_workers.compression.distill import distill
-from headrace_workers.compression.finetune import classifier_of, save_classifier, train_classifier
-from headrace_workers.compression.imitation import Imitation
+from headrace_workers.compression.distillation.distill import distill
+from headrace_workers.compression.distillation.finetune import classifier_of, save_classifier, train_classifier
+from headrace_workers.compression.distillation.imitation import Imitation
 from headrace_workers.compression.recipe import Distill, Losses, Student, Training
 from headrace_workers.compression.stage import StageContext
 from headrace_workers.compression.subject import ModuleSubject, Subject, load_subject
@@ -112,7 +112,7 @@ def test_a_teacher_is_asked_once_of_each_example(
     embedder: Path, watery: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it said is kept, with the example it was said of: a student that is its twin is never far from it."""
-    monkeypatch.setattr("headrace_workers.compression.imitation._MOST_POSITIONS", 40)
+    monkeypatch.setattr("headrace_workers.compression.distillation.imitation._MOST_POSITIONS", 40)
     teacher, asked = classifier_of(find_source(embedder), ["dry", "wet"]), list[int]()
     teacher.module.register_forward_pre_hook(
         lambda _module, _args, inputs: asked.append(len(inputs["input_ids"])), with_kwargs=True
@@ -181,7 +181,7 @@ def test_large_batches_go_in_pieces(tiny_model: TinyModel, data: Split, monkeypa
     teacher = load_subject(find_source(tiny_model("Llama", "ForCausalLM", vocab_size=40)))
     stage = Distill(student=ONE_LAYER, training=Training(steps=3, batch_size=16))
     whole = distill(teacher, stage, context_of(teacher, data))
-    monkeypatch.setattr("headrace_workers.compression.imitation._MOST_POSITIONS", 40)
+    monkeypatch.setattr("headrace_workers.compression.distillation.imitation._MOST_POSITIONS", 40)
     pieces = distill(teacher, stage, context_of(teacher, data))
     torch.testing.assert_close(rows(pieces, data.test), rows(whole, data.test), rtol=0.05, atol=0.05)
 
@@ -266,7 +266,7 @@ def test_a_folder_is_whole_or_not_there(embedder: Path, tmp_path: Path, monkeypa
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("headrace_workers.compression.finetune.shutil.copyfile", fail)
+    monkeypatch.setattr("headrace_workers.compression.distillation.finetune.shutil.copyfile", fail)
     with pytest.raises(OSError, match="No space left"):
         save_classifier(made, tmp_path / "made")
     assert list(tmp_path.iterdir()) == []

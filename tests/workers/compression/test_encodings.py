@@ -15,8 +15,8 @@ from headrace.errors import ArtifactError
 from headrace_workers.artifact import Artifact, Source, Structure, VariantContent, sha256_of, write_artifact
 from headrace_workers.compression.contents import contents_of
 from headrace_workers.compression.data import Examples
-from headrace_workers.compression.prepared import prepared_copy
-from headrace_workers.compression.quantize import quantize
+from headrace_workers.compression.evaluation.prepared import prepared_copy
+from headrace_workers.compression.quantization.quantize import quantize
 from headrace_workers.compression.recipe import ActivationScheme, Quantize, WeightScheme
 from headrace_workers.compression.subject import Subject, TextSubject
 from headrace_workers.kernels.layers import AffineLinear, CompressedLinear, QuantizedEmbedding

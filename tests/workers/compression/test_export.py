@@ -18,9 +18,10 @@ from headrace.errors import CompressionError
 from headrace_workers.artifact import Artifact, Source
 from headrace_workers.compression.checkpoint import files_of, write_subject
 from headrace_workers.compression.contents import contents_of
-from headrace_workers.compression.expand import expand_model
-from headrace_workers.compression.export import export_artifact
-from headrace_workers.compression.quantize import quantize
+from headrace_workers.compression.edge.export import export_artifact
+from headrace_workers.compression.pruning.structured import prune_structured
+from headrace_workers.compression.quantization.expand import expand_model
+from headrace_workers.compression.quantization.quantize import quantize
 from headrace_workers.compression.recipe import (
     ActivationScheme,
     Calibration,
@@ -29,7 +30,6 @@ from headrace_workers.compression.recipe import (
     WeightScheme,
 )
 from headrace_workers.compression.stage import StageContext
-from headrace_workers.compression.structured import prune_structured
 from headrace_workers.compression.subject import Batch, Subject, TextSubject
 from headrace_workers.models.loading import load_model
 from headrace_workers.models.source import find_source

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headrace.errors import RecipeError
-from headrace_workers.compression.gates import check_gates, failures
+from headrace_workers.compression.evaluation.gates import check_gates, failures
 from headrace_workers.compression.recipe import Gates
 
 GOOD = {"metric_drop": 0.01, "size_ratio": 0.26, "speedup": 2.5, "batch_invariant": 1.0, "agreement": 0.99}

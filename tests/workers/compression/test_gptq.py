@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from headrace_workers.compression.affine import Grid
-from headrace_workers.compression.gptq import Correlation, gptq
+from headrace_workers.compression.quantization.affine import Grid
+from headrace_workers.compression.quantization.gptq import Correlation, gptq
 
 
 def correlated(rows: int, inputs: int) -> Tensor:

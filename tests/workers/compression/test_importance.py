@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from headrace.errors import StageError
 from headrace_workers.compression.data import Examples, Split
-from headrace_workers.compression.layout import layout_of
+from headrace_workers.compression.pruning.layout import layout_of
+from headrace_workers.compression.pruning.structured import chosen_units, prune_structured
 from headrace_workers.compression.recipe import PruneStructured
 from headrace_workers.compression.stage import StageContext
-from headrace_workers.compression.structured import chosen_units, prune_structured
 from headrace_workers.compression.subject import Batch, ModuleSubject, Subject, TextSubject
 
 TinySubject = Callable[..., TextSubject]

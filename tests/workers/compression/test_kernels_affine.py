@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headrace_workers.compression.expand import expand_model
+from headrace_workers.compression.quantization.expand import expand_model
 from headrace_workers.kernels import selection
 from headrace_workers.kernels.affine import NativeAffineKernel, affine_failure, affine_kernels, requantized
 from headrace_workers.kernels.layers import AffineLinear

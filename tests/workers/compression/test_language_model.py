@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from headrace_workers.compression.data import Examples, Split
-from headrace_workers.compression.prepared import prepared_copy
-from headrace_workers.compression.quantize import quantize
+from headrace_workers.compression.evaluation.prepared import prepared_copy
+from headrace_workers.compression.quantization.quantize import quantize
 from headrace_workers.compression.recipe import ActivationScheme, Quantize, WeightScheme
 from headrace_workers.compression.stage import StageContext
 from headrace_workers.compression.subject import Answers, Subject, TextSubject, load_subject

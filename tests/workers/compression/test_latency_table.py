@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from headrace.errors import StageError
-from headrace_workers.compression.latency_table import (
+from headrace_workers.compression.quantization.quantize import quantize_model
+from headrace_workers.compression.search.latency_table import (
     LatencyTable,
     LinearUse,
     Node,
@@ -19,7 +20,6 @@ from headrace_workers.compression.latency_table import (
     probe_node,
     uses_of,
 )
-from headrace_workers.compression.quantize import quantize_model
 from headrace_workers.kernels.selection import BUCKETS
 
 NODE = Node(

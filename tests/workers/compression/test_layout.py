@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor, nn
 
 from headrace.errors import StageError
-from headrace_workers.compression.layout import layout_of
+from headrace_workers.compression.pruning.layout import layout_of
 from headrace_workers.compression.subject import TextSubject
 
 TinySubject = Callable[..., TextSubject]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from headrace.errors import StageError
-from headrace_workers.compression import losses as module
-from headrace_workers.compression.losses import (
+from headrace_workers.compression.distillation import losses as module
+from headrace_workers.compression.distillation.losses import (
     ImitationLoss,
     Seen,
     cosine_distance,

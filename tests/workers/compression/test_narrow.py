@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from headrace.errors import StageError
 from headrace_workers.compression.data import Examples, Split
-from headrace_workers.compression.layout import layout_of
-from headrace_workers.compression.narrow import evenly_spaced, narrowed, student_of
+from headrace_workers.compression.pruning.layout import layout_of
+from headrace_workers.compression.pruning.narrow import evenly_spaced, narrowed, student_of
+from headrace_workers.compression.pruning.structured import cut_blocks, cut_units
 from headrace_workers.compression.recipe import Student
 from headrace_workers.compression.stage import StageContext
-from headrace_workers.compression.structured import cut_blocks, cut_units
 from headrace_workers.compression.subject import ModuleSubject, Subject, TextSubject
 
 TinySubject = Callable[..., TextSubject]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headrace_workers.compression.observers import (
+from headrace_workers.compression.quantization.observers import (
     BINS,
     ChannelMaxObserver,
     HistogramObserver,

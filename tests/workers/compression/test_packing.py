@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headrace_workers.compression.packing import from_bitmask, nonzero, pack, packed_bytes, to_bitmask, unpack
+from headrace_workers.compression.quantization.packing import (
+    from_bitmask,
+    nonzero,
+    pack,
+    packed_bytes,
+    to_bitmask,
+    unpack,
+)
 
 
 def test_two_codes_of_four_bits_share_a_byte() -> None:
@@ -42,7 +49,7 @@ def test_whatever_is_packed_comes_back(bits: int, rows: int, columns: int, seed:
 def test_large_matrices_are_packed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = torch.randint(0, 8, (3, 7, 11), dtype=torch.uint8)
     whole = pack(codes, 3)
-    monkeypatch.setattr("headrace_workers.compression.packing._CODES_AT_ONCE", 25)
+    monkeypatch.setattr("headrace_workers.compression.quantization.packing._CODES_AT_ONCE", 25)
 
     assert torch.equal(pack(codes, 3), whole)
     assert torch.equal(unpack(whole, 3, 11), codes)

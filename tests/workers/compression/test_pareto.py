@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace_workers.compression.pareto import Point, front, knee, layers
+from headrace_workers.compression.search.pareto import Point, front, knee, layers
 
 EXACT = Point("int8", quality=1.0, speed=3.0, size=0.26)
 STUDENT = Point("student", quality=0.98, speed=12.0, size=0.09)

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from headrace.errors import CompressionDataError, StageError
-from headrace_workers.compression.calibration import valid_rows
 from headrace_workers.compression.data import Examples, Split
-from headrace_workers.compression.prepared import prepared_copy
-from headrace_workers.compression.quantize import quantize, quantize_model
+from headrace_workers.compression.evaluation.prepared import prepared_copy
+from headrace_workers.compression.quantization.calibration import valid_rows
+from headrace_workers.compression.quantization.quantize import quantize, quantize_model
+from headrace_workers.compression.quantization.sensitivity import rank_layers, sensitivities
 from headrace_workers.compression.recipe import ActivationScheme, Calibration, Quantize, WeightScheme
-from headrace_workers.compression.sensitivity import rank_layers, sensitivities
 from headrace_workers.compression.stage import StageContext
 from headrace_workers.compression.subject import ModuleSubject, Subject
 from headrace_workers.kernels.layers import AffineLinear, CompressedLinear, QuantizedEmbedding

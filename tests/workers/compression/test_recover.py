@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from headrace.errors import StageError
 from headrace_workers.compression.data import Examples, Split, split
+from headrace_workers.compression.distillation.recover import recover
+from headrace_workers.compression.pruning.structured import prune_structured
+from headrace_workers.compression.pruning.unstructured import masks_of, prune
 from headrace_workers.compression.recipe import Losses, Prune, PruneStructured, Recover, Training
-from headrace_workers.compression.recover import recover
 from headrace_workers.compression.stage import StageContext
-from headrace_workers.compression.structured import prune_structured
 from headrace_workers.compression.subject import Subject, TextSubject, load_subject
-from headrace_workers.compression.unstructured import masks_of, prune
 from headrace_workers.models.source import find_source
 
 TEXT = "the mill wheel turns when water runs down a headrace and rests it does not"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from headrace_workers.compression.evaluate import Quality
+from headrace_workers.compression.evaluation.evaluate import Quality
+from headrace_workers.compression.evaluation.speed import BucketSpeed, Speed
 from headrace_workers.compression.report import Measured, gains, metrics_of
-from headrace_workers.compression.speed import BucketSpeed, Speed
 
 
 def measured(bytes_: int, speedup: float | None = None, metric: float | None = None) -> Measured:

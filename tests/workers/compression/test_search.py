@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import CompressionError, GateError, StageError
-from headrace_workers.compression.candidates import Candidate
 from headrace_workers.compression.recipe import Distill
-from headrace_workers.compression.search import OutOfTime, explain_miss, search
-from headrace_workers.compression.search_front import read_front
-from headrace_workers.compression.search_journal import Question
-from headrace_workers.compression.target import parse_target
+from headrace_workers.compression.search.candidates import Candidate
+from headrace_workers.compression.search.front import read_front
+from headrace_workers.compression.search.journal import Question
+from headrace_workers.compression.search.study_search import OutOfTime, explain_miss, search
+from headrace_workers.compression.search.target import parse_target
 from support.arithmetic_study import EASY, Arithmetic
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from headrace_workers.compression.pareto import Point
-from headrace_workers.compression.search_bracket import Bracket, Outcome, Trial, best_first
+from headrace_workers.compression.search.bracket import Bracket, Outcome, Trial, best_first
+from headrace_workers.compression.search.pareto import Point
 
 
 def tried(name: str, quality: float, seconds: float = 1.0, *, missing: float = 0.0, trained: bool = True) -> Outcome:

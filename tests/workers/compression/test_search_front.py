@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import CompressionError
-from headrace_workers.compression.latency_table import LatencyTable
-from headrace_workers.compression.search import search
-from headrace_workers.compression.search_front import choose, decide, read_front
-from headrace_workers.compression.target import parse_target
+from headrace_workers.compression.search.front import choose, decide, read_front
+from headrace_workers.compression.search.latency_table import LatencyTable
+from headrace_workers.compression.search.study_search import search
+from headrace_workers.compression.search.target import parse_target
 from support.arithmetic_study import EASY, NODE, Arithmetic, ideal
 
 

@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from headrace_workers.compression.latency_table import LatencyTable, Node
 from headrace_workers.compression.recipe import Quantize, Recipe
-from headrace_workers.compression.search_front import Ended, Entry, Failed, Front
-from headrace_workers.compression.search_report import report_html, write_report
-from headrace_workers.compression.served import LoadFigures, ServedFigures
+from headrace_workers.compression.search.front import Ended, Entry, Failed, Front
+from headrace_workers.compression.search.latency_table import LatencyTable, Node
+from headrace_workers.compression.search.page import report_html, write_report
+from headrace_workers.compression.search.served import LoadFigures, ServedFigures
 
 NODE = Node(
     processor="a <fast> processor",

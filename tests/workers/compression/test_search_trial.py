@@ -7,18 +7,18 @@ import random
 import pytest
 
 from headrace_workers.artifact import open_artifact
-from headrace_workers.compression.candidates import Effort
 from headrace_workers.compression.data import Examples, split
-from headrace_workers.compression.judging import Measures
-from headrace_workers.compression.latency_table import uses_of
+from headrace_workers.compression.evaluation.judging import Measures
 from headrace_workers.compression.recipe import Distill, Quantize, Recipe, Recover, Student, Training
-from headrace_workers.compression.search import search
-from headrace_workers.compression.search_front import Front, decide, read_front
-from headrace_workers.compression.search_profile import Role, profile_of
-from headrace_workers.compression.search_trial import ModelStudy, figures_of, scaled
-from headrace_workers.compression.served import Arrival, ServedFigures
+from headrace_workers.compression.search.candidates import Effort
+from headrace_workers.compression.search.front import Front, decide, read_front
+from headrace_workers.compression.search.latency_table import uses_of
+from headrace_workers.compression.search.profile import Role, profile_of
+from headrace_workers.compression.search.served import Arrival, ServedFigures
+from headrace_workers.compression.search.study_search import search
+from headrace_workers.compression.search.target import parse_target
+from headrace_workers.compression.search.trial import ModelStudy, figures_of, scaled
 from headrace_workers.compression.subject import TextSubject, load_subject
-from headrace_workers.compression.target import parse_target
 from headrace_workers.models.source import find_source
 from workers.conftest import WORDS, TinyModel
 

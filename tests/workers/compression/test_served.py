@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import CompressionDataError
-from headrace_workers.compression.served import Arrival, poisson_trace, read_trace
+from headrace_workers.compression.search.served import Arrival, poisson_trace, read_trace
 
 
 def test_a_trace_is_a_file_of_lines(tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from headrace_workers.compression.calibration import calibrate
 from headrace_workers.compression.data import Examples
-from headrace_workers.compression.observers import ChannelMaxObserver
-from headrace_workers.compression.smooth import Fold, exact_folds, smooth
+from headrace_workers.compression.quantization.calibration import calibrate
+from headrace_workers.compression.quantization.observers import ChannelMaxObserver
+from headrace_workers.compression.quantization.smooth import Fold, exact_folds, smooth
 from headrace_workers.compression.subject import Subject
 
 from .conftest import TinySubject

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from headrace.errors import ArtifactError
 from headrace_workers.artifact import Source, Structure, VariantContent, write_artifact
 from headrace_workers.compression.data import Examples
-from headrace_workers.compression.layout import layout_of
+from headrace_workers.compression.pruning.layout import layout_of
+from headrace_workers.compression.pruning.structured import prune_structured
+from headrace_workers.compression.pruning.unstructured import masks_of, prune
 from headrace_workers.compression.recipe import Prune, PruneStructured
 from headrace_workers.compression.stage import StageContext
-from headrace_workers.compression.structured import prune_structured
 from headrace_workers.compression.subject import Subject, TextSubject
-from headrace_workers.compression.unstructured import masks_of, prune
 from headrace_workers.engines.base import Prepared
 from headrace_workers.engines.encoder import EncoderEngine
 from headrace_workers.models.loading import load_model

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import RecipeError
-from headrace_workers.compression.target import QUANTITIES, Condition, Target, parse_target
+from headrace_workers.compression.search.target import QUANTITIES, Condition, Target, parse_target
 
 
 def test_conditions_stand_side_by_side() -> None:

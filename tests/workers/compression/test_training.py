@@ -16,8 +16,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from headrace.errors import CompressionDataError, StageError
 from headrace_workers.compression.data import Examples
+from headrace_workers.compression.distillation.training import batch_order, rate_share, text_lengths, train
 from headrace_workers.compression.recipe import Training
-from headrace_workers.compression.training import batch_order, rate_share, text_lengths, train
 
 QUICK = Training(steps=40, batch_size=8, learning_rate=0.05)
 

@@ -15,10 +15,10 @@ from torch.nn.utils import prune as torch_prune
 from headrace.errors import StageError
 from headrace_workers.artifact import Source, VariantContent, open_artifact, write_artifact
 from headrace_workers.compression.data import Examples, Split
+from headrace_workers.compression.pruning.unstructured import best_of_each, hold_zeros, masks_of, prune, wanda_mask
 from headrace_workers.compression.recipe import Prune
 from headrace_workers.compression.stage import StageContext
 from headrace_workers.compression.subject import ModuleSubject, Subject, TextSubject
-from headrace_workers.compression.unstructured import best_of_each, hold_zeros, masks_of, prune, wanda_mask
 
 TinySubject = Callable[..., TextSubject]
 ContextOf = Callable[[Subject], StageContext]

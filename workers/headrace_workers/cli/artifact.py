@@ -82,7 +82,7 @@ def export(
 ) -> int:
     """Write an artifact in another form: ONNX, `torch.export`, or ExecuTorch."""
     from headrace_workers.artifact import open_artifact
-    from headrace_workers.compression.export import export_artifact
+    from headrace_workers.compression.edge.export import export_artifact
 
     export_artifact(open_artifact(path), format_, output, variant=variant)  # type: ignore[arg-type]  # it is checked
     size = output.stat().st_size

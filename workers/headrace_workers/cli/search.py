@@ -19,8 +19,8 @@ from rich.table import Table
 from headrace.cli.output import CommandError, Exit, InterruptError, Output
 
 if TYPE_CHECKING:
-    from headrace_workers.compression.search_front import Decision, Entry, Front
-    from headrace_workers.compression.search_trial import ModelStudy
+    from headrace_workers.compression.search.front import Decision, Entry, Front
+    from headrace_workers.compression.search.trial import ModelStudy
 
 __all__ = ["DEFAULT_BUDGET_S", "SearchOptions", "redecide", "search_for"]
 
@@ -59,9 +59,9 @@ def search_for(model: str, target: str, output: Path, options: SearchOptions, *,
         CommandError: the budget ended before it was met.
         InterruptError: Ctrl-C; what was found so far is written.
     """
-    from headrace_workers.compression.search import search
-    from headrace_workers.compression.search_report import write_report
-    from headrace_workers.compression.target import parse_target
+    from headrace_workers.compression.search.page import write_report
+    from headrace_workers.compression.search.study_search import search
+    from headrace_workers.compression.search.target import parse_target
 
     wanted, out = parse_target(target), Output(as_json=as_json)
     with _progress(as_json=as_json) as say:
@@ -87,9 +87,9 @@ def redecide(folder: Path, target: str | None = None, *, threads: int | None = N
     """
     from headrace.errors import GateError
     from headrace_workers import node
-    from headrace_workers.compression.latency_table import load_table, measure_shapes, probe_node
-    from headrace_workers.compression.search_front import decide, read_front, write_whole
-    from headrace_workers.compression.target import parse_target
+    from headrace_workers.compression.search.front import decide, read_front, write_whole
+    from headrace_workers.compression.search.latency_table import load_table, measure_shapes, probe_node
+    from headrace_workers.compression.search.target import parse_target
 
     front, out = read_front(folder), Output(as_json=as_json)
     wanted = parse_target(target or front.target)
@@ -111,8 +111,8 @@ def _study(model: str, folder: Path, options: SearchOptions, out: Output) -> Mod
     from headrace_workers.compression.data import read_examples, split
     from headrace_workers.compression.labels import in_the_models_order
     from headrace_workers.compression.sample_texts import sample_texts
-    from headrace_workers.compression.search_trial import ModelStudy
-    from headrace_workers.compression.served import find_measure, read_trace
+    from headrace_workers.compression.search.served import find_measure, read_trace
+    from headrace_workers.compression.search.trial import ModelStudy
     from headrace_workers.compression.subject import load_subject
     from headrace_workers.models.source import find_source
 
@@ -135,7 +135,7 @@ def _study(model: str, folder: Path, options: SearchOptions, out: Output) -> Mod
 
 
 def _status(front: Front, output: Path) -> int:
-    from headrace_workers.compression.search import explain_miss
+    from headrace_workers.compression.search.study_search import explain_miss
 
     again = f"run the same again to go on; what was found lies in {output}"
     if front.ended == "interrupted":

@@ -12,7 +12,7 @@ from headrace.errors import ModelLoadError
 from headrace_workers.artifact import Artifact, Source, Task, sha256_of
 from headrace_workers.compression.checkpoint import files_of, write_subject
 from headrace_workers.compression.contents import contents_of
-from headrace_workers.compression.quantize import LEFT_ALONE, QuantizationReport, quantize_model
+from headrace_workers.compression.quantization.quantize import LEFT_ALONE, QuantizationReport, quantize_model
 from headrace_workers.compression.subject import load_subject
 from headrace_workers.models.source import find_source
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace_workers.artifact import Structure, VariantContent
-from headrace_workers.compression.layers import weight_of
+from headrace_workers.compression.quantization.layers import weight_of
 from headrace_workers.compression.subject import Subject
 from headrace_workers.kernels.layers import QuantizedEmbedding, QuantizedLinear
 from headrace_workers.kernels.schemes import INT8_ROW, scheme_of

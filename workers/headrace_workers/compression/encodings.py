@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from headrace_workers.artifact import Encoding, VariantContent
-from headrace_workers.compression.packing import from_bitmask, nonzero, pack, packed_bytes, to_bitmask, unpack
+from headrace_workers.compression.quantization.packing import (
+    from_bitmask,
+    nonzero,
+    pack,
+    packed_bytes,
+    to_bitmask,
+    unpack,
+)
 
 __all__ = ["decoded", "encoded", "stored_names"]
 

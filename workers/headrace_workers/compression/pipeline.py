@@ -19,9 +19,9 @@ from headrace_workers.artifact import Source, Task, sha256_of
 from headrace_workers.compression.checkpoint import files_of, write_subject
 from headrace_workers.compression.contents import contents_of
 from headrace_workers.compression.data import Split, read_examples, split
+from headrace_workers.compression.evaluation.gates import check_gates, failures
+from headrace_workers.compression.evaluation.judging import Judge, Measures
 from headrace_workers.compression.fingerprints import digest, fingerprint_of_module
-from headrace_workers.compression.gates import check_gates, failures
-from headrace_workers.compression.judging import Judge, Measures
 from headrace_workers.compression.labels import in_the_models_order
 from headrace_workers.compression.recipe import Quantize, Recipe, Stage, read_recipe
 from headrace_workers.compression.report import CompressionReport, Measured, StageReport, gains, metrics_of

@@ -8,9 +8,9 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from headrace_workers.compression.evaluate import Quality
+from headrace_workers.compression.evaluation.evaluate import Quality
+from headrace_workers.compression.evaluation.speed import Speed
 from headrace_workers.compression.recipe import Recipe
-from headrace_workers.compression.speed import Speed
 
 __all__ = ["CompressionReport", "Measured", "StageReport", "gains", "metrics_of"]
 

@@ -28,11 +28,11 @@ __all__ = ["StageFunction", "StageResult", "StageRuns", "needs_data"]
 StageFunction = Callable[[Subject, Any, StageContext], Subject]
 
 _STAGES: Final = {
-    "distill": "headrace_workers.compression.distill",
-    "prune_structured": "headrace_workers.compression.structured",
-    "prune": "headrace_workers.compression.unstructured",
-    "recover": "headrace_workers.compression.recover",
-    "quantize": "headrace_workers.compression.quantize",
+    "distill": "headrace_workers.compression.distillation.distill",
+    "prune_structured": "headrace_workers.compression.pruning.structured",
+    "prune": "headrace_workers.compression.pruning.unstructured",
+    "recover": "headrace_workers.compression.distillation.recover",
+    "quantize": "headrace_workers.compression.quantization.quantize",
 }
 """Kind of stage to the module that has a function of that name."""
 _FORMAT: Final = "1"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from headrace.errors import ModelLoadError
 from headrace_workers import node
-from headrace_workers.compression.expand import expand_model
-from headrace_workers.compression.quantize import quantize_model
+from headrace_workers.compression.quantization.expand import expand_model
+from headrace_workers.compression.quantization.quantize import quantize_model
 from headrace_workers.kernels.block import fuse_blocks
 from headrace_workers.kernels.layers import QuantizedLinear
 from headrace_workers.kernels.library import support

@@ -1,0 +1,1 @@
+"""Training: students that learn to answer like their teacher, and models that recover from a cut."""

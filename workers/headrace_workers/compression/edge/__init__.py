@@ -1,0 +1,1 @@
+"""Models that leave: ONNX, torch.export and ExecuTorch."""

@@ -1,0 +1,1 @@
+"""Fewer bits: grids and their codes, observers and calibration, GPTQ, SmoothQuant, and the stage that uses them."""
