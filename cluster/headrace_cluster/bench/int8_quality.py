@@ -64,7 +64,7 @@ def measure_int8(
         rows.append(_measured(subject, data, timed, name, activations, folder / f"int8-{name}", plan))
     if peers is not None:
         say("quantizing with onnxruntime and OpenVINO")
-        rows += _of_peers(subject, data, folder, peers)
+        rows += _of_peers(subject, data, timed, folder, peers)
     ours = rows[0]
     return {
         "int8_size_ratio": ours["size_ratio"],
@@ -134,18 +134,27 @@ def _timed_texts(source: ModelSource, count: int) -> Sequence[str]:
     return heavy_tailed_texts(count, lambda texts: [len(item.ids) for item in tokenizer(list(texts), offsets=False)])
 
 
-def _of_peers(subject: TextSubject, data: Split, folder: Path, peers: Path) -> list[dict[str, Any]]:
+def _of_peers(
+    subject: TextSubject, data: Split, timed: Sequence[str], folder: Path, peers: Path
+) -> list[dict[str, Any]]:
     """What the program in `peers/int8_encoder_peer.py` says, run by the peers' own Python."""
     from headrace_cluster.bench.onnx_encoder import write_onnx_encoder
 
     onnx = folder / "fp32.onnx"
     write_onnx_encoder(subject, onnx)
-    ids = [subject.batch([text]).inputs["input_ids"][0].numpy() for text in (*data.train, *data.test)]
+    ids = [subject.batch([text]).inputs["input_ids"][0].numpy() for text in (*data.train, *data.test, *timed)]
     tokens = folder / "tokens.npz"
     np.savez(tokens, ids=np.concatenate(ids), lengths=[len(row) for row in ids])
     program = Path(__file__).parent / "peers" / "int8_encoder_peer.py"
     python = peers.absolute() / "compression" / "bin" / "python"
-    command = [str(python), str(program), str(onnx), str(tokens), str(folder), str(_THREADS), str(len(data.train))]
+    command = [
+        str(python),
+        str(program),
+        str(onnx),
+        str(tokens),
+        str(folder),
+        *map(str, (_THREADS, len(data.train), len(timed))),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise HeadraceError(f"{program.name} failed: {done.stderr.strip()[-2000:]}")

@@ -1,9 +1,8 @@
 """int8 encoders by other libraries: onnxruntime's dynamic quantization, and OpenVINO's static one by NNCF.
 
-Takes an ONNX encoder (`input_ids`, `attention_mask` → hidden states) and token ids, the first of which are to
-calibrate with, and answers for each library with
-mean-pooled, normalized embeddings, the size of its model and texts a second, sorted by length and padded by 32 as its
-users would.
+Takes an ONNX encoder (`input_ids`, `attention_mask` → hidden states) and token ids: texts to calibrate with, texts to
+embed, and texts to be timed with. Answers for each library with mean-pooled, normalized embeddings, the size of its
+model and texts a second, sorted by length and padded by 32 as its users would.
 """
 
 from __future__ import annotations
@@ -93,19 +92,19 @@ LIBRARIES = {
 }
 
 
-def main(model: Path, tokens: Path, folder: Path, threads: int, first: int) -> None:
+def main(model: Path, tokens: Path, folder: Path, threads: int, first: int, timed: int) -> None:
     given = np.load(tokens)
     texts = np.split(given["ids"], np.cumsum(given["lengths"])[:-1])
-    calibration, texts = texts[:first], texts[first:]
+    calibration, texts, mixed = texts[:first], texts[first:-timed], texts[-timed:]
     for name, (quantize, runner) in LIBRARIES.items():
         path = quantize(model, folder, calibration)
         run = runner(path, threads)
-        embedded(run, texts[:BATCH])
-        vectors, rate = embedded(run, texts)
+        vectors, _ = embedded(run, texts)
+        _, rate = embedded(run, mixed)
         np.save(folder / f"{name}.npy", vectors.astype(np.float32))
         size = sum(part.stat().st_size for part in folder.glob(f"{path.stem}.*") if part.suffix != ".npy")
         print(json.dumps({"library": name, "bytes": size, "texts_per_s": rate}), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:7]))

@@ -53,6 +53,8 @@ def write_onnx(exportable: Exportable, path: Path) -> None:
     )
     for name, stored in exportable.stored.items():
         _Weight(program.model.graph, name, stored).store()
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # where in whose source it came from: kilobytes, and paths of this machine
     size_bytes = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
     if size_bytes > _MOST_BYTES:
         raise CompressionError(f"its weights take {size_bytes:,} bytes, and an ONNX file holds {_MOST_BYTES:,}")
