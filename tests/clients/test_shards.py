@@ -74,7 +74,7 @@ async def test_many_are_cancelled_in_their_shards(client: AsyncClient, services:
 async def test_an_inbox_is_one_shard_s(client: AsyncClient) -> None:
     """A consumer is told to name it, and then has its part."""
     await client.submit_many(jobs(30, inbox="box"))
-    with pytest.raises(ShardedModelError, match="name one: hot#0 to hot#2"):
+    with pytest.raises(ShardedModelError, match="name it, from hot#0 to hot#2"):
         await anext(client.results("box", model=MODEL))
     found: list[str] = []
     for name in await client.shards(MODEL):

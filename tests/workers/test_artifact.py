@@ -135,7 +135,7 @@ def test_an_artifact_never_overwrites(small: Path) -> None:
         write(small)
 
 
-@pytest.mark.parametrize("fails_at", ["_manifest", "_written_variant", "_sync"])
+@pytest.mark.parametrize("fails_at", ["_manifest", "_written_variants", "_sync"])
 def test_a_write_that_fails_leaves_nothing_that_looks_whole(
     fails_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

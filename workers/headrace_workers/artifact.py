@@ -38,6 +38,7 @@ from headrace_workers.artifact_schema import (
     Task,
     Variant,
 )
+from headrace_workers.blobs import Stored, divided
 
 if TYPE_CHECKING:  # who only looks for a model need not wait for torch
     from torch import Tensor
@@ -240,8 +241,8 @@ def write_artifact(
     try:
         for relative, content in files.items():
             _write(draft / relative, content)
-        for name, variant in variants.items():
-            _write(draft / "variants" / f"{name}.json", _json(_written_variant(draft, name, variant)))
+        for name, variant in _written_variants(draft, variants).items():
+            _write(draft / "variants" / f"{name}.json", _json(variant))
         _write(draft / _MANIFEST, _json(_manifest(draft, task, source, list(variants), lineage or [], metrics or {})))
         draft.rename(target)
     except BaseException:
@@ -251,21 +252,33 @@ def write_artifact(
     return open_artifact(target)
 
 
-def _written_variant(draft: Path, name: str, content: VariantContent) -> Variant:
+def _written_variants(draft: Path, contents: Mapping[str, VariantContent]) -> dict[str, Variant]:
+    """Write the tensors of all variants; returns where each variant's are."""
     from safetensors.torch import save
 
-    from headrace_workers.compression.encodings import encoded
+    from headrace_workers.compression.encodings import encoded, stored_names
 
-    stored, encodings = encoded(content)
-    blob = save(stored)
-    where = f"blobs/sha256-{hashlib.sha256(blob).hexdigest()}.safetensors"
-    if not (draft / where).exists():
+    stored: dict[str, Stored] = {}
+    for name, content in contents.items():
+        parts, encodings = encoded(content)
+        names = {tensor: stored_names(tensor, encodings.get(tensor)) for tensor in content.tensors}
+        stored[name] = Stored(parts, encodings, names)
+    places: dict[str, dict[str, str]] = {name: {} for name in contents}
+    for sharing, parts in divided(stored):
+        blob = save(dict(parts))
+        where = f"blobs/sha256-{hashlib.sha256(blob).hexdigest()}.safetensors"
         _write(draft / where, blob)
+        for name, tensors in sharing.items():
+            places[name] |= dict.fromkeys(tensors, where)
+    return {name: _described(name, content, stored[name], places[name]) for name, content in contents.items()}
+
+
+def _described(name: str, content: VariantContent, stored: Stored, places: Mapping[str, str]) -> Variant:
     return Variant(
         name=name,
         layers=dict(content.layers),
-        tensors=dict.fromkeys(sorted(content.tensors), where),
-        encodings=encodings,
+        tensors=dict(sorted(places.items())),
+        encodings=dict(stored.encodings),
         structure=content.structure,
         requires=content.requires,
     )

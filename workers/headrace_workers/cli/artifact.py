@@ -14,7 +14,7 @@ from headrace.cli.rendering import visible
 
 __all__ = ["artifact"]
 
-artifact = typer.Typer(no_args_is_help=True, help="Look at artifacts: show, verify, diff, export.")
+artifact = typer.Typer(no_args_is_help=True, help="Work with artifacts: show, verify, diff, merge, export.")
 
 _Path = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Its directory.")]
 _Other = Annotated[Path, typer.Argument(metavar="OTHER", help="Another one.")]
@@ -89,6 +89,24 @@ def export(
     shown = Output(as_json=as_json)
     shown.emit({"output": str(output), "format": format_, "bytes": size})
     shown.show(visible(f"{output}: {format_}, {size:,} bytes"))
+    return 0
+
+
+@artifact.command()
+def merge(
+    paths: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Two or more, of one model.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="ARTIFACT", help="Where it goes; must not exist.")],
+    as_json: AsJson = False,
+) -> int:
+    """Make one artifact of several, with all their variants. A node runs the first that is made for it."""
+    from headrace_workers.compression.merging import merge_artifacts
+
+    merged = merge_artifacts(paths, output)
+    size = sum(entry.bytes for entry in merged.manifest.files.values())
+    shown = Output(as_json=as_json)
+    shown.emit({"artifact": str(output), "variants": merged.manifest.variants, "bytes": size})
+    shown.show(visible(f"{output}: {', '.join(merged.manifest.variants)}, {size:,} bytes"))
     return 0
 
 
