@@ -38,9 +38,9 @@ def divided(variants: Mapping[str, Stored]) -> Iterator[tuple[dict[str, set[str]
     for (name, _), sharing in owners.items():
         files.setdefault(tuple(sharing), set()).add(name)
     for sharing, names in files.items():
-        stored = variants[sharing[0]]
-        parts = {part: stored.parts[part] for name in stored.names if name in names for part in stored.names[name]}
-        yield dict.fromkeys(sharing, names), parts
+        one = variants[sharing[0]]
+        held = {part: one.parts[part] for name in one.names if name in names for part in one.names[name]}
+        yield dict.fromkeys(sharing, names), held
 
 
 def _digest(stored: Stored, parts: list[str]) -> str:
