@@ -35,8 +35,8 @@ def divided(variants: Mapping[str, Stored]) -> Iterator[tuple[dict[str, set[str]
         for name, parts in stored.names.items():
             owners.setdefault((name, _digest(stored, parts)), []).append(variant)
     files: dict[tuple[str, ...], set[str]] = {}
-    for (name, _), sharing in owners.items():
-        files.setdefault(tuple(sharing), set()).add(name)
+    for (name, _), holders in owners.items():
+        files.setdefault(tuple(holders), set()).add(name)
     for sharing, names in files.items():
         one = variants[sharing[0]]
         held = {part: one.parts[part] for name in one.names if name in names for part in one.names[name]}
