@@ -54,8 +54,8 @@ class LanguagePlan:
         peers: llama.cpp's formats to stand beside ours.
     """
 
-    tokens: int = 20_000
-    calibration: int = 64
+    tokens: int = 12_000
+    calibration: int = 32
     peers: tuple[str, ...] = ("Q8_0", "Q4_0", "Q4_1")
 
 
