@@ -142,3 +142,11 @@ def test_demo(demo: Report) -> None:
     assert demo["cosine_mean"] >= 0.99
     assert [row["query"][:6] for row in demo["neighbours"]] == ["How do", "What h", "Compar"]
     assert all(row["nearest"] and row["cosine"] > 0.2 for row in demo["neighbours"])
+
+
+def test_half_of_the_weights_set_to_zero(run: Callable[..., Report]) -> None:
+    """The file shrinks and gives every bit back; nothing gets faster, and the report says so."""
+    report = run("bench", "compression", "--quick", "--only", "sparse")
+    assert report["sparse50_size_ratio"] <= 0.56
+    assert report["sparse50_bitwise"] is True
+    assert "no faster" in report["sparse50_says"]
