@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import ray
+
+from support.redis_cluster import free_ports
+from support.waiting import eventually_sync
 
 __all__ = ["RayNodes", "family_of"]
 
@@ -35,10 +38,10 @@ class RayNodes:
         self._cpus = cpus
         self._log = log.open("ab")
         self._folder = tempfile.mkdtemp(prefix="hr-", dir="/tmp")  # Ray's sockets leave no room for longer names
-        self.address = f"{ray.util.get_node_ip_address()}:{_free_port()}"
+        self.address = f"{ray.util.get_node_ip_address()}:{free_ports(1)[0]}"
         port = self.address.rpartition(":")[2]
         self._head = self._start("--head", "--num-cpus=0", f"--port={port}", f"--temp-dir={self._folder}")
-        _wait_for(self.address)
+        eventually_sync(lambda: _answers(self.address), within_s=_START_S)
         self._workers = [self._start_worker() for _ in range(workers)]
 
     def __len__(self) -> int:
@@ -105,20 +108,9 @@ def _send(pid: int, number: signal.Signals) -> None:
         return
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_for(address: str) -> None:
+def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
-    deadline_s = time.monotonic() + _START_S
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(0.1)
+    with suppress(OSError):
+        socket.create_connection((host, int(port)), timeout=1).close()
+        return True
+    return False

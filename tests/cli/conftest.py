@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from headrace.cli import main
 from support.command_line import Ran, Run, Zygote, kill_started
+from support.tiny_model import write_tiny_model
 
 
 @pytest.fixture
@@ -43,3 +44,21 @@ def zygote() -> Iterator[Zygote]:
 def _no_process_stays() -> Iterator[None]:
     yield
     kill_started()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an encoder that is small enough to be compressed in seconds."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def compress(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs `headrace compress`, in this process alone."""
+
+    def run(*arguments: str | Path) -> Ran:
+        status = main(["compress", "--threads", "1", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return Ran(status, captured.out, captured.err)
+
+    return run

@@ -11,14 +11,8 @@ from headrace.cli import main
 from headrace.cli.output import Exit
 from headrace_workers.compression import build_artifact
 from support.command_line import Ran
-from support.tiny_model import write_tiny_model
 
 Command = Callable[..., Ran]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")

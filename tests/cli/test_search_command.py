@@ -8,31 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from headrace.cli import main
 from headrace.cli.output import Exit
 from headrace_workers.artifact import open_artifact
 from support.command_line import Ran
-from support.tiny_model import write_tiny_model
 
 Command = Callable[..., Ran]
 BUDGET_S = "600"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def compress(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `headrace compress`, in this process alone."""
-
-    def run(*arguments: str | Path) -> Ran:
-        status = main(["compress", "--threads", "1", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return Ran(status, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture

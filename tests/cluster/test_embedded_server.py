@@ -15,6 +15,7 @@ import redis
 from headrace.errors import RedisSetupError
 from headrace_cluster.embedded import EmbeddedServer, find_server
 from support.leaks import holdings
+from support.redis_cluster import free_ports
 from support.waiting import eventually_sync
 
 
@@ -60,17 +61,9 @@ def test_it_listens_on_no_port_unless_told(tmp_path: Path) -> None:
 
 def test_a_port_is_one_of_this_machine_only() -> None:
     """On the loopback interface."""
-    with EmbeddedServer(port=free_port()) as server, redis.Redis(port=server.port) as client:
+    with EmbeddedServer(port=free_ports(1)[0]) as server, redis.Redis(port=server.port) as client:
         assert client.ping()
         assert client.config_get("bind")["bind"] == "127.0.0.1"
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_options_reach_the_server() -> None:

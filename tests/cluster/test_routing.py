@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from headrace import AsyncClient, FailureCode, Job, JobState, Status
+from headrace import AsyncClient, FailureCode, Job, JobState
 from headrace.codec import pack
 from headrace.connection import commands, execute
 from headrace.errors import EngineFailedError
@@ -17,34 +17,14 @@ from headrace.keys import GROUP, keys_of
 from headrace.registry import Limits
 from headrace_cluster.batch_former import FormingPolicy
 from headrace_cluster.model_router import ModelRouter
-from headrace_cluster.routing import RoutingPolicy
 from headrace_workers.engines.base import ItemError, Prepared
 from headrace_workers.engines.echo import EchoEngine
 from support.bad_days import GatedEngine, PickyEngine, RecordingEngine, SlowEngine
 from support.local_pool import LocalPool
 from support.raw import envelope, write_entry
+from support.routing import MODEL, assert_all_accounted_for, idle, jobs, outputs_of, policy
 from support.service import PlainService, leased
 from support.waiting import eventually
-
-MODEL = "m"
-
-
-def policy(**fields: Any) -> RoutingPolicy:
-    return RoutingPolicy(**{"block_ms": 50, **fields})
-
-
-def jobs(count: int, **fields: Any) -> list[Job]:
-    return [Job(model=MODEL, input=n, id=f"job-{n}", **fields) for n in range(count)]
-
-
-async def outputs_of(client: AsyncClient, some: Sequence[Job]) -> list[Any]:
-    return [result.unwrap() async for result in client.map(some)]
-
-
-async def assert_all_accounted_for(client: AsyncClient, submitted: int) -> None:
-    audit = await client.audit(MODEL)
-    assert (audit.submitted, audit.finished, audit.live, audit.lost, audit.doubled) == (submitted, submitted, 0, 0, 0)
-
 
 # -- batches --------------------------------------------------------------------------------------------------------
 
@@ -152,10 +132,6 @@ async def test_a_flood_in_one_lane_leaves_the_others_visible(redis_url: str) -> 
         await eventually(lambda: idle(client))
 
     assert done < 800
-
-
-async def idle(client: AsyncClient) -> bool:
-    return (await client.audit(MODEL)).live == 0
 
 
 # -- jobs at fault ----------------------------------------------------------------------------------------------------
@@ -295,56 +271,6 @@ async def test_malformed_entries_stop_nothing(redis_url: str, caplog: pytest.Log
     left_alone = [record.getMessage() for record in caplog.records if "left alone" in record.getMessage()]
     assert len(left_alone) == len(MALFORMED)
     assert max(map(len, left_alone)) < 1000
-
-
-# -- deadlines ------------------------------------------------------------------------------------------------------
-
-
-async def test_a_job_expires_while_it_waits_in_the_router(redis_url: str) -> None:
-    """It is answered when its deadline passes, not when a replica has time to look at it."""
-    engine = GatedEngine()
-    forming = FormingPolicy(max_jobs=1)
-    async with PlainService(redis_url, MODEL, engine, policy=policy(forming=forming)), AsyncClient(redis_url) as client:
-        await client.submit_many(jobs(2))
-        late = await client.run(Job(model=MODEL, input="late", deadline_s=0.1), timeout_s=5)
-        assert (await client.audit(MODEL)).expired == 1
-        engine.open()
-        await eventually(lambda: idle(client))
-
-    assert late.status is Status.EXPIRED
-    assert "late" not in engine.ran
-
-
-async def test_a_job_expires_while_it_waits_at_the_replica(redis_url: str) -> None:
-    """It was dispatched in time, and the batch before it took too long."""
-    engine = GatedEngine()
-    async with PlainService(redis_url, MODEL, engine) as service, AsyncClient(redis_url) as client:
-        await client.submit(jobs(1)[0])
-        await eventually(lambda: service.router.counts.dispatched == 1)
-        receipt = await client.submit(Job(model=MODEL, input="late", deadline_s=0.2))
-        receipts = await client.submit_many([Job(model=MODEL, input=n) for n in range(63)])  # fills the second batch
-        await eventually(lambda: service.router.counts.dispatched == 65)
-        await asyncio.sleep(0.25)
-        engine.open()
-
-        assert (await client.result(receipt, timeout_s=5)).status is Status.EXPIRED
-        assert all([(await client.result(receipt, timeout_s=5)).ok for receipt in receipts])
-    assert "late" not in engine.ran
-
-
-async def test_a_job_that_is_expired_when_it_is_read_never_runs(redis_url: str) -> None:
-    """No router was there until it was too late."""
-    engine = RecordingEngine()
-    async with PlainService(redis_url, MODEL):
-        pass
-    async with AsyncClient(redis_url) as client:
-        receipts = await client.submit_many(jobs(100, deadline_s=0.05))
-        await asyncio.sleep(0.06)
-        async with PlainService(redis_url, MODEL, engine, consumer="second life"):
-            results = [await client.result(receipt, timeout_s=5) for receipt in receipts]
-
-    assert {result.status for result in results} == {Status.EXPIRED}
-    assert engine.ran == []
 
 
 # -- credit and memory ------------------------------------------------------------------------------------------------

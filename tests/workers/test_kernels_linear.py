@@ -13,6 +13,7 @@ from headrace_workers.kernels.library import Isa, support
 from headrace_workers.kernels.linear import Fp32Kernel, LinearKernel, NativeKernel, TorchInt8Kernel, quantize_rows
 from headrace_workers.kernels.selftest import exact_reference, failure
 from headrace_workers.kernels.weights import Activation, Int8Weight
+from support.kernels import assert_poison_keeps_to_its_row
 
 SHAPES = [
     (1, 1, 1),
@@ -123,15 +124,7 @@ def test_answers_too_many_for_the_caches_are_no_different(
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
 def test_a_poisoned_row_answers_nan_and_disturbs_no_other(kernel: LinearKernel[Int8Weight], poison: float) -> None:
-    run, x = kernel.prepare(layer(100, 40)), randn(35, 100)
-    clean = run(x)
-    x[7, 99] = poison
-
-    answer = run(x)
-
-    assert answer[7].isnan().all()
-    others = [at for at in range(35) if at != 7]
-    assert torch.equal(answer[others], clean[others])
+    assert_poison_keeps_to_its_row(kernel.prepare(layer(100, 40)), randn(35, 100), poison)
 
 
 @pytest.mark.parametrize("kernel", [*kernels(), Fp32Kernel()], ids=lambda kernel: kernel.name)

@@ -85,12 +85,13 @@ class Artifact:
     path: Path
     manifest: Manifest
 
-    def variant(self, name: str) -> Variant:
-        """One of its variants.
+    def variant(self, name: str | None = None) -> Variant:
+        """One of its variants; None: the first.
 
         Raises:
             ArtifactError: it has no such variant.
         """
+        name = self.manifest.variants[0] if name is None else name
         if name not in self.manifest.variants:
             raise ArtifactError(f"{self.path} has no variant {name!r}; it has {', '.join(self.manifest.variants)}")
         return _parsed(Variant, self.path / "variants" / f"{name}.json")

@@ -108,11 +108,7 @@ def run_e2e(plan: E2ePlan, say: Say, *, model: str | None = None, texts_file: Pa
         HeadraceError: there are no texts in the file, or the model cannot be served.
     """
     path = model or str(packaged_encoder())
-    tokenizer = load_tokenizer(find_source(path), _LONGEST)
-
-    def lengths(texts: Sequence[str]) -> list[int]:
-        return [len(tokens.ids) for tokens in tokenizer(list(texts))]
-
+    lengths = load_tokenizer(find_source(path), _LONGEST).lengths
     texts = _lines(texts_file) if texts_file is not None else heavy_tailed_texts(plan.texts, lengths)
     bench = _Bench(path, texts, plan, say)
     bench.report.padding_avoided = padding_share(lengths(texts))

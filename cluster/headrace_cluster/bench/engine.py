@@ -79,7 +79,7 @@ def run_engine(plan: EnginePlan, say: Say, *, model: str | None = None) -> dict[
     contestants = {precision: _contestant(name, precision, plan, say) for precision in plan.precisions}
     first = contestants[plan.precisions[0]]
     tokenizer = load_tokenizer(source, first.engine.info.details["max_tokens"])
-    texts = heavy_tailed_texts(plan.texts, lambda words: [len(tokens.ids) for tokens in tokenizer(list(words))])
+    texts = heavy_tailed_texts(plan.texts, tokenizer.lengths)
     for warming in (True, False):
         for turn in range(1 if warming else plan.rounds):
             say("warming up" if warming else f"round {turn + 1} of {plan.rounds}")

@@ -22,13 +22,14 @@ from headrace_workers.compression.evaluation.speed import compare, engine_contes
 from headrace_workers.compression.pipeline import compress_subject
 from headrace_workers.compression.recipe import ActivationScheme, Calibration, Quantize, Recipe, WeightScheme
 from headrace_workers.compression.subject import TextSubject, load_subject
-from headrace_workers.models.source import ModelSource, find_source
+from headrace_workers.models.source import find_source
+from headrace_workers.models.tokenizer import load_tokenizer
 
 __all__ = ["Int8Plan", "measure_int8"]
 
 _CALIBRATION: Final = 256
+_LONGEST: Final = 1 << 20
 _THREADS: Final = 2
-_PEERS: Final = ("onnxruntime", "openvino")
 
 
 class Int8Plan:
@@ -57,7 +58,8 @@ def measure_int8(
         peers: virtual environments of other libraries; None leaves them out.
     """
     source = find_source(str(model))
-    subject, data, timed = load_subject(source), _data(plan), _timed_texts(source, plan.timed_texts)
+    subject, data = load_subject(source), _data(plan)
+    timed = heavy_tailed_texts(plan.timed_texts, load_tokenizer(source, _LONGEST).lengths)
     rows = []
     for name, activations in _ACTIVATIONS.items():
         say(f"quantizing to int8, activations {name}")
@@ -125,13 +127,6 @@ def _measured(
         "texts_per_s": speed.buckets["mixed"].items_per_s,
         "worst_layer": next((note for note in report.stages[-1].notes if "worst" in note), ""),
     }
-
-
-def _timed_texts(source: ModelSource, count: int) -> Sequence[str]:
-    from headrace_workers.models.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(source, 1 << 20)
-    return heavy_tailed_texts(count, lambda texts: [len(item.ids) for item in tokenizer(list(texts), offsets=False)])
 
 
 def _of_peers(

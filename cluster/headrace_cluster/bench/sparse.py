@@ -41,7 +41,7 @@ def measure_sparse(model: Path, folder: Path, say: Callable[[str], None], *, qui
         measures=Measures(examples=32 if quick else 128, rounds=2 if quick else 5),
     )
     artifact = open_artifact(folder / "sparse50")
-    tensors = artifact.tensors(artifact.variant(artifact.manifest.variants[0]))
+    tensors = artifact.tensors(artifact.variant())
     return {
         "sparse50_size_ratio": report.metrics["size_ratio"],
         "sparse50_bitwise": _left_as_they_were(tensors, dict(subject.module.state_dict())),

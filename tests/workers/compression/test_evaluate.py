@@ -16,11 +16,11 @@ from headrace.errors import CompressionDataError, StageError
 from headrace_workers.compression.data import Examples
 from headrace_workers.compression.evaluation.evaluate import quality
 from headrace_workers.compression.evaluation.invariance import batch_distance
-from headrace_workers.compression.evaluation.prepared import resident_bytes
 from headrace_workers.compression.evaluation.speed import compare, module_contestant, workload
 from headrace_workers.compression.evaluation.statistics import bootstrap, kl_of_rows, neighbours_kept, spearman
 from headrace_workers.compression.quantization.quantize import quantize_model
 from headrace_workers.compression.subject import ModuleSubject, Subject, TextSubject, load_subject
+from headrace_workers.kernels.layers import resident_bytes
 from headrace_workers.models.source import find_source
 
 TinyModel = Callable[..., Path]

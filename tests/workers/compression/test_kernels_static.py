@@ -14,6 +14,7 @@ from headrace_workers.kernels.linear import LinearKernel, NativeKernel, TorchInt
 from headrace_workers.kernels.selection import KernelTable
 from headrace_workers.kernels.selftest import exact_reference, failure
 from headrace_workers.kernels.weights import Activation, InputRange, Int8Weight
+from support.kernels import assert_poison_keeps_to_its_row
 
 RANGE = InputRange(torch.tensor([6 / 255]), torch.tensor([100], dtype=torch.int32))
 """From -2.35 to 3.65."""
@@ -104,15 +105,7 @@ def test_a_row_has_the_same_bits_in_five_random_batches(isa: Isa) -> None:
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
 def test_a_poisoned_row_answers_nan_and_disturbs_no_other(kernel: LinearKernel[Int8Weight], poison: float) -> None:
-    run, x = kernel.prepare(layer(100, 40)), randn(35, 100)
-    clean = run(x)
-    x[7, 99] = poison
-
-    answer = run(x)
-
-    assert answer[7].isnan().all()
-    others = [at for at in range(35) if at != 7]
-    assert torch.equal(answer[others], clean[others])
+    assert_poison_keeps_to_its_row(kernel.prepare(layer(100, 40)), randn(35, 100), poison)
 
 
 def test_a_quantized_input_is_within_half_a_step() -> None:

@@ -11,20 +11,12 @@ import pytest
 
 from headrace_workers.compression.recipe import Quantize, Recipe
 from headrace_workers.compression.search.front import Ended, Entry, Failed, Front
-from headrace_workers.compression.search.latency_table import LatencyTable, Node
+from headrace_workers.compression.search.latency_table import LatencyTable
 from headrace_workers.compression.search.page import report_html, write_report
 from headrace_workers.compression.search.served import LoadFigures, ServedFigures
+from support import arithmetic_study
 
-NODE = Node(
-    processor="a <fast> processor",
-    architecture="x86_64",
-    flags=[],
-    isa="amx",
-    cores=2,
-    threads=1,
-    torch="2.13.0",
-    headrace="0.1.0",
-)
+NODE = arithmetic_study.NODE.model_copy(update={"processor": "a <fast> processor", "isa": "amx"})
 
 
 def entry(name: str, quality: float, speed: float, size: float, **more: object) -> Entry:

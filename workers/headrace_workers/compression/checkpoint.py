@@ -29,7 +29,6 @@ __all__ = [
     "fits",
     "full_disk_named",
     "load_checkpoint",
-    "only_variant",
     "variant_name",
     "write_subject",
 ]
@@ -163,11 +162,6 @@ _DTYPES: Final = {"fp16": "torch.float16", "bf16": "torch.bfloat16"}
 # -- reading ------------------------------------------------------------------------------------------------
 
 
-def only_variant(artifact: Artifact) -> Variant:
-    """The first variant of an artifact, which is the only one of what is written here."""
-    return artifact.variant(artifact.manifest.variants[0])
-
-
 def load_checkpoint(path: Path, original: Subject) -> tuple[Subject, Record]:
     """The subject that a checkpoint holds, and what it is the result of.
 
@@ -195,7 +189,7 @@ def fits(path: Path, key: str) -> bool:
 
 
 def _subject_in(artifact: Artifact, original: Subject) -> Subject:
-    variant = only_variant(artifact)
+    variant = artifact.variant()
     subject: Subject
     if isinstance(original, TextSubject):
         source = find_source(artifact.path)

@@ -77,7 +77,7 @@ class _Side:
     """One of two artifacts, by what its first variant is made of."""
 
     def __init__(self, artifact: Artifact) -> None:
-        variant = artifact.variant(artifact.manifest.variants[0])
+        variant = artifact.variant()
         self.files = {path: entry.bytes for path, entry in artifact.manifest.files.items()}
         self.schemes = variant.layers
         self.weights = _dequantized(variant, artifact.tensors(variant))

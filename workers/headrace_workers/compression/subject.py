@@ -163,12 +163,10 @@ class ModuleSubject(Subject):
 
     Args:
         module: the model.
-        factory: `package.module:function`, which makes the module anew, with any weights: what an artifact names.
     """
 
-    def __init__(self, module: nn.Module, *, factory: str = "") -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__(module, "custom")
-        self.factory = factory
 
     def with_module(self, module: nn.Module, config: Any = None) -> ModuleSubject:
         """See `Subject`."""

@@ -11,7 +11,14 @@ from headrace_workers.kernels.affine import requantized
 from headrace_workers.kernels.selection import AnyWeight, Choice, KernelTable, bucket_of
 from headrace_workers.kernels.weights import AffineWeight, Int8Weight
 
-__all__ = ["AffineLinear", "CompressedLinear", "QuantizedEmbedding", "QuantizedLinear"]
+__all__ = [
+    "AffineLinear",
+    "CompressedLinear",
+    "QuantizedEmbedding",
+    "QuantizedLinear",
+    "prepare_layers",
+    "resident_bytes",
+]
 
 
 class QuantizedLinear(nn.Module):
@@ -115,3 +122,20 @@ class QuantizedEmbedding(nn.Module):
         rows = torch.index_select(self.values, 0, flat).float()
         rows *= torch.index_select(self.scale, 0, flat)[:, None]
         return rows.view(*ids.shape, self.embedding_dim)
+
+
+def prepare_layers(module: nn.Module, table: KernelTable) -> None:
+    """Give every quantized layer its kernels, and let go of the plain tensors."""
+    for layer in module.modules():
+        if isinstance(layer, QuantizedLinear):
+            layer.prepare(table)
+            layer.release()
+
+
+def resident_bytes(module: nn.Module) -> int:
+    """Bytes of a model's tensors as they are kept in memory, tied ones once; kernels' own padding is not counted."""
+    tensors = [*module.parameters(), *module.buffers()]
+    for layer in module.modules():
+        source = getattr(layer, "source", None)
+        tensors += [value for value in vars(source).values() if isinstance(value, Tensor)] if source else []
+    return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from headrace.errors import ArtifactError, ModelLoadError
-from headrace_workers.artifact import Artifact, open_artifact
-from headrace_workers.kernels.layers import QuantizedLinear
+from headrace_workers.artifact import Artifact, Variant, open_artifact
+from headrace_workers.kernels.layers import prepare_layers
 from headrace_workers.kernels.selection import KernelTable, Policy
 from headrace_workers.models.filling import fill
 from headrace_workers.models.structure import apply_structure
@@ -42,27 +42,23 @@ def load_custom(
         raise ModelLoadError(
             f"{opened.path} was made for {opened.manifest.task}; load it by its path, without a factory"
         )
-    module = _filled(opened, factory(), variant or opened.manifest.variants[0])
+    module = _filled(opened, factory(), opened.variant(variant))
     if kernels is not None:
-        _prepare(module, KernelTable(kernels))
+        prepare_layers(module, KernelTable(kernels))
     return module.eval().requires_grad_(False)
 
 
-def _filled(artifact: Artifact, module: nn.Module, name: str) -> nn.Module:
-    variant = artifact.variant(name)
+def _filled(artifact: Artifact, module: nn.Module, variant: Variant) -> nn.Module:
     tensors = artifact.tensors(variant)
     try:
         apply_structure(module, variant.structure, tensors)
         left = fill(module, variant, tensors)
     except (KeyError, AttributeError, RuntimeError, ValueError) as error:
-        raise ArtifactError(f"{artifact.path}: variant {name} does not fit what the factory makes: {error}") from error
+        raise ArtifactError(
+            f"{artifact.path}: variant {variant.name} does not fit what the factory makes: {error}"
+        ) from error
     if strangers := sorted(left.missing) + sorted(left.unexpected):
-        raise ArtifactError(f"{artifact.path}: variant {name} and what the factory makes differ by {strangers[0]}")
+        raise ArtifactError(
+            f"{artifact.path}: variant {variant.name} and what the factory makes differ by {strangers[0]}"
+        )
     return module
-
-
-def _prepare(module: nn.Module, table: KernelTable) -> None:
-    for layer in module.modules():
-        if isinstance(layer, QuantizedLinear):
-            layer.prepare(table)
-            layer.release()

@@ -149,7 +149,7 @@ def _from_variant(source: ModelSource, config: Any, kind: Any, name: str | None)
     from transformers.initialization import no_init_weights
 
     assert source.artifact is not None
-    variant = source.artifact.variant(name or source.artifact.manifest.variants[0])
+    variant = source.artifact.variant(name)
     tensors = source.artifact.tensors(variant)
     try:
         # Not on the meta device: buffers that no file holds would be lost. Memory that is never written costs nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +52,10 @@ class TextTokenizer:
         """Tokenize whole texts, however long."""
         encode = self._whole.encode_batch if offsets else self._whole.encode_batch_fast
         return [_tokenized(encoding, offsets=offsets) for encoding in encode(texts)]
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has, special ones included."""
+        return [len(encoding.ids) for encoding in self._whole.encode_batch_fast(list(texts))]
 
     def cut(self, text: str, *, offsets: bool = False) -> Tokenized:
         """Tokenize a text and keep what the model can take of it."""

@@ -106,7 +106,7 @@ def export_artifact(
         raise CompressionError(f"{target} is there already")
     write = _exporter(format)
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
-    chosen = opened.variant(variant or opened.manifest.variants[0])
+    chosen = opened.variant(variant)
     if opened.manifest.task == "custom":
         exportable = _custom(opened, chosen, factory, example)
     else:

@@ -9,7 +9,6 @@ from typing import Any
 from headrace_workers.artifact import Artifact
 from headrace_workers.compression.data import Examples
 from headrace_workers.compression.evaluation.evaluate import quality
-from headrace_workers.compression.evaluation.prepared import resident_bytes
 from headrace_workers.compression.evaluation.speed import (
     Contestant,
     Speed,
@@ -20,6 +19,7 @@ from headrace_workers.compression.evaluation.speed import (
 )
 from headrace_workers.compression.report import Measured
 from headrace_workers.compression.subject import Subject, TextSubject
+from headrace_workers.kernels.layers import resident_bytes
 
 __all__ = ["Judge", "Measures", "weights_bytes"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from headrace_workers.compression.subject import Batch, Subject, TextSubject
 from headrace_workers.kernels.layers import AffineLinear, QuantizedLinear
@@ -15,7 +15,7 @@ from headrace_workers.models.loading import LoadedModel
 from headrace_workers.models.preparing import Precision, prepare_model
 from headrace_workers.models.runner import Ids, Runner
 
-__all__ = ["packed_runner", "prepared_copy", "resident_bytes", "rows_by_example", "token_ids"]
+__all__ = ["packed_runner", "prepared_copy", "rows_by_example", "token_ids"]
 
 _PROBES: Final = (
     "Short.",
@@ -66,12 +66,3 @@ def rows_by_example(subject: Subject, batch: Batch) -> list[int]:
         case _:
             return [1] * len(batch)
     return [int(count) for count in counts]
-
-
-def resident_bytes(module: nn.Module) -> int:
-    """Bytes of a model's tensors as they are kept in memory, tied ones once; kernels' own padding is not counted."""
-    tensors = [*module.parameters(), *module.buffers()]
-    for layer in module.modules():
-        source = getattr(layer, "source", None)
-        tensors += [value for value in vars(source).values() if isinstance(value, Tensor)] if source else []
-    return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())

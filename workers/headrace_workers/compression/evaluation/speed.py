@@ -101,7 +101,7 @@ def _stored_as(model: str | Path, name: str | None) -> tuple[str, Precision]:
     if not is_artifact(model):
         return "", "fp32"
     artifact = open_artifact(model)
-    variant = artifact.variant(name or artifact.manifest.variants[0])
+    variant = artifact.variant(name)
     return variant.name, "int8" if variant.layers else "fp32"
 
 

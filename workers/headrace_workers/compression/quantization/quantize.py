@@ -21,14 +21,14 @@ from headrace_workers.compression.data import Examples
 from headrace_workers.compression.quantization.calibration import calibration_examples
 from headrace_workers.compression.quantization.convert import Weight, compensated, nearest, static_ranges
 from headrace_workers.compression.quantization.layer_error import output_sqnr_db, weight_sqnr_db
-from headrace_workers.compression.quantization.layers import linear_layer, weight_of
+from headrace_workers.compression.quantization.layers import linear_layer
 from headrace_workers.compression.quantization.observers import Range
 from headrace_workers.compression.quantization.plan import LEFT_ALONE, Plan, half, is_int8, plan_of
 from headrace_workers.compression.quantization.smooth import smooth
 from headrace_workers.compression.recipe import ActivationScheme, Quantize
 from headrace_workers.compression.stage import StageContext
 from headrace_workers.compression.subject import Subject
-from headrace_workers.kernels.layers import QuantizedEmbedding
+from headrace_workers.kernels.layers import QuantizedEmbedding, resident_bytes
 from headrace_workers.kernels.schemes import INT8_ROW, scheme_of
 from headrace_workers.kernels.weights import tied_weight
 
@@ -83,14 +83,14 @@ def quantize_model(model: nn.Module, *, left_alone: Sequence[str] = LEFT_ALONE) 
         model: any torch module; its weights are let go of as they are replaced.
         left_alone: patterns (`fnmatch`) of the names of modules that are not touched.
     """
-    report = QuantizationReport(bytes_before=_bytes_of(model))
+    report = QuantizationReport(bytes_before=resident_bytes(model))
     stage = Quantize(left_alone=None if left_alone is LEFT_ALONE else list(left_alone))
     plan = plan_of(model, stage)
     for name in plan.linears:
         _install_linear(model, name, nearest(_linear(model, name), stage.weights), report)
     _install_tables(model, plan, report)
     report.skipped = plan.skipped
-    report.bytes_after = _bytes_of(model)
+    report.bytes_after = resident_bytes(model)
     return report
 
 
@@ -240,12 +240,3 @@ def _linear(module: nn.Module, name: str) -> nn.Linear:
     found = module.get_submodule(name)
     assert isinstance(found, nn.Linear), f"{name} is not a linear layer"
     return found
-
-
-def _bytes_of(model: nn.Module) -> int:
-    """Bytes of parameters, buffers and compressed weights; tied tensors count once."""
-    tensors = [*model.parameters(), *model.buffers()]
-    for module in model.modules():
-        if getattr(module, "source", None) is not None:
-            tensors += [value for value in vars(weight_of(module)).values() if isinstance(value, Tensor)]
-    return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())

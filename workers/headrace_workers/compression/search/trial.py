@@ -16,7 +16,6 @@ from typing import Final
 
 from headrace_workers import node
 from headrace_workers.artifact import open_artifact, sha256_of
-from headrace_workers.compression.checkpoint import only_variant
 from headrace_workers.compression.data import Split
 from headrace_workers.compression.evaluation.evaluate import quality
 from headrace_workers.compression.evaluation.judging import Measures
@@ -203,7 +202,7 @@ class ModelStudy:
         if artifact is None:
             return {}, self._behind_service(self.subject.source.folder, "fp32", "int8")
         source = find_source(artifact)
-        variant = only_variant(open_artifact(artifact))
+        variant = open_artifact(artifact).variant()
         subject = TextSubject(load_model(source, self.subject.task, variant=variant.name), source)
         found = quality(subject, self.subject, self.data.test, self.seed).model_dump(exclude={"metric_name"})
         held_out = {name: value for name, value in figures_of(found).items() if name in _QUALITY}
@@ -232,7 +231,7 @@ class ModelStudy:
                 self._table = longer
 
     def _uses(self, artifact: Path) -> list[LinearUse]:
-        variant = only_variant(open_artifact(artifact))
+        variant = open_artifact(artifact).variant()
         return uses_of(load_model(find_source(artifact), self.subject.task, variant=variant.name).module)
 
     def _ranking(self, progress: Progress) -> list[str]:
