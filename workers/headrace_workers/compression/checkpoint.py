@@ -20,15 +20,15 @@ from headrace.errors import ArtifactError, CompressionError
 from headrace_workers.artifact import Artifact, Source, Variant, VariantContent, open_artifact, write_artifact
 from headrace_workers.compression.subject import Subject, TextSubject
 from headrace_workers.models.loading import load_model
-from headrace_workers.models.source import ModelSource, find_source
+from headrace_workers.models.source import ModelSource
 from headrace_workers.models.tokenizer import serialized_tokenizer
 
 __all__ = [
     "Record",
     "files_of",
-    "fits",
     "full_disk_named",
-    "load_checkpoint",
+    "open_checkpoint",
+    "subject_of",
     "variant_name",
     "write_subject",
 ]
@@ -162,37 +162,29 @@ _DTYPES: Final = {"fp16": "torch.float16", "bf16": "torch.bfloat16"}
 # -- reading ------------------------------------------------------------------------------------------------
 
 
-def load_checkpoint(path: Path, original: Subject) -> tuple[Subject, Record]:
-    """The subject that a checkpoint holds, and what it is the result of.
+def open_checkpoint(path: Path, key: str) -> tuple[Artifact, Record] | None:
+    """The checkpoint there, if it is whole and the result of what `key` stands for. Every file of it is hashed."""
+    try:
+        record = Record.model_validate_json((path / _RECORD).read_bytes())
+        return (open_artifact(path), record) if record.key == key else None
+    except (OSError, ValidationError, ArtifactError):
+        return None
+
+
+def subject_of(artifact: Artifact, original: Subject) -> Subject:
+    """The subject that a checkpoint holds.
 
     Args:
-        path: where it is.
+        artifact: the checkpoint.
         original: the model as it came, which brings what no file holds: for a plain module, its code.
 
     Raises:
-        ArtifactError: it is not whole, or is no checkpoint.
+        ArtifactError: its tensors do not fit its configuration.
     """
-    try:
-        record = Record.model_validate_json((path / _RECORD).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise ArtifactError(f"{path} is no checkpoint: {error}") from None
-    return _subject_in(open_artifact(path), original), record
-
-
-def fits(path: Path, key: str) -> bool:
-    """Whether there is a checkpoint that is whole and the result of what `key` stands for."""
-    try:
-        record = Record.model_validate_json((path / _RECORD).read_bytes())
-        return record.key == key and bool(open_artifact(path))
-    except (OSError, ValidationError, ArtifactError):
-        return False
-
-
-def _subject_in(artifact: Artifact, original: Subject) -> Subject:
     variant = artifact.variant()
     subject: Subject
     if isinstance(original, TextSubject):
-        source = find_source(artifact.path)
+        source = ModelSource(str(artifact.path), artifact.path, artifact)
         loaded = load_model(source, original.task, variant=variant.name)
         subject = TextSubject(loaded, source, max_tokens=original.max_tokens)
     else:

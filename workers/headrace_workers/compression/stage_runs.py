@@ -14,8 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from headrace_workers.artifact import Artifact, Source, open_artifact
-from headrace_workers.compression.checkpoint import Record, files_of, fits, load_checkpoint, write_subject
+from headrace_workers.artifact import Artifact, Source
+from headrace_workers.compression.checkpoint import Record, files_of, open_checkpoint, subject_of, write_subject
 from headrace_workers.compression.contents import contents_of
 from headrace_workers.compression.data import Split
 from headrace_workers.compression.fingerprints import digest, fingerprint_of_data
@@ -101,33 +101,33 @@ class StageRuns:
             StageError: the stage does not suit the model.
             CompressionError: the disk is full.
         """
-        path = self.path(number, stage)
-        if not fits(path, key):
-            self._run(number, stage, key, before, say)
+        found = open_checkpoint(self.path(number, stage), key)
+        artifact, record = found or self._run(number, stage, key, before, say)
         say("loading", 1.0)
-        subject, record = load_checkpoint(path, self.original)
-        return StageResult(subject, record, open_artifact(path))
+        return StageResult(subject_of(artifact, self.original), record, artifact)
 
-    def _run(self, number: int, stage: Stage, key: str, before: Subject, say: Callable[[str, float], None]) -> None:
+    def _run(
+        self, number: int, stage: Stage, key: str, before: Subject, say: Callable[[str, float], None]
+    ) -> tuple[Artifact, Record]:
         say("starting", 0.0)
         context = StageContext(self.original, self.data, seed=self.seed + number, progress=say)
         started_s = time.perf_counter()
         after = self._function(stage.kind)(before.clone(), stage, context)
         record = Record(key=key, seconds=time.perf_counter() - started_s, notes=context.notes)
-        self._write(self.path(number, stage), after, before, record)
+        return self._write(self.path(number, stage), after, before, record), record
 
     def _function(self, kind: str) -> StageFunction:
         function: StageFunction = self.functions.get(kind) or getattr(import_module(_STAGES[kind]), kind)
         return function
 
-    def _write(self, path: Path, subject: Subject, before: Subject, record: Record) -> None:
+    def _write(self, path: Path, subject: Subject, before: Subject, record: Record) -> Artifact:
         shutil.rmtree(path, ignore_errors=True)
         files = files_of(subject, before)
-        write_subject(path, subject, contents_of(subject), files=files, source=self.source, record=record)
+        return write_subject(path, subject, contents_of(subject), files=files, source=self.source, record=record)
 
     def original_on_disk(self) -> Path:
         """The model as it came, written down: engines load files, and one that was just trained has none."""
         path = self.folder / "00-original"
-        if not fits(path, self.first_key):
+        if open_checkpoint(path, self.first_key) is None:
             self._write(path, self.original, self.original, Record(key=self.first_key, seconds=0.0, notes=[]))
         return path
