@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from headrace.messages.inbox import InboxEntry
 __all__ = ["final_state", "sample_audit", "sample_memory"]
 
 _KEYS = keys_of(MODEL)
+_PAGE = 1000
 
 
 async def sample_audit(cluster: Cluster) -> dict[str, int]:
@@ -75,7 +77,7 @@ async def _terminals(redis: Redis) -> list[tuple[str, Terminal]]:
     found = []
     async for key in redis.scan_iter(match=_KEYS.inbox("*"), count=1000):
         inbox = key.decode().removeprefix(_KEYS.inbox(""))
-        for entry_id, fields in await execute(redis, "XRANGE", key, "-", "+"):
+        async for entry_id, fields in _entries(redis, key):
             entry = InboxEntry.parse(inbox, entry_id, fields)
             if entry.status != "chunk":
                 found.append((entry.job_id, _terminal(entry)))
@@ -95,8 +97,18 @@ async def _pending(redis: Redis) -> dict[str, int]:
 
 
 async def _dead_letters(redis: Redis) -> list[str]:
-    letters = await execute(redis, "XRANGE", _KEYS.dead_letters, "-", "+")
-    return [Envelope.parse(fields[fields.index(b"e") + 1]).job_id for _, fields in letters]
+    return [
+        Envelope.parse(fields[fields.index(b"e") + 1]).job_id async for _, fields in _entries(redis, _KEYS.dead_letters)
+    ]
+
+
+async def _entries(redis: Redis, stream: str | bytes) -> AsyncIterator[tuple[bytes, list[bytes]]]:
+    """All entries of a stream, a page at a time: in one reply they would be too many for a busy machine's time-out."""
+    start = b"-"
+    while page := await execute(redis, "XRANGE", stream, start, "+", "COUNT", _PAGE):
+        for entry_id, fields in page:
+            yield entry_id, fields
+        start = b"(" + page[-1][0]
 
 
 async def _keys_without_ttl(redis: Redis) -> list[str]:
