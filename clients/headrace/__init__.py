@@ -54,6 +54,7 @@ from headrace.errors import (
 )
 from headrace.messages import (
     CancelOutcome,
+    Chunk,
     Failure,
     Job,
     JobState,
@@ -67,13 +68,16 @@ from headrace.messages import (
 )
 from headrace.scripts import Audit
 from headrace.settings import ClientSettings
+from headrace.stream import AsyncStream, Stream
 
 __all__ = [
     "ArtifactError",
     "ArtifactTamperedError",
     "AsyncClient",
+    "AsyncStream",
     "Audit",
     "CancelOutcome",
+    "Chunk",
     "Client",
     "ClientSettings",
     "CompressionDataError",
@@ -114,6 +118,7 @@ __all__ = [
     "ShardedModelError",
     "StageError",
     "Status",
+    "Stream",
     "SubmitOutcome",
     "SubmitRefusedError",
     "TenantQueueFullError",

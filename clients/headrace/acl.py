@@ -75,7 +75,7 @@ def _producer(keys: Keys) -> Iterator[Grant]:
     yield Grant((keys.record("*"),), "get mget set")
     yield Grant((keys.inbox("*"),), "xread xrange xrevrange xadd xdel xtrim pexpire")
     yield Grant((keys.delayed,), "zcard zrem")
-    yield Grant((keys.delayed_job("*"),), "del")
+    yield Grant((keys.delayed_job("*"), keys.chunks("*")), "del")
     yield Grant((keys.cancels,), "xadd pexpire")
     yield Grant((keys.dead_letters,), "xlen", reading=True)
     yield Grant((fsync_mark(keys.prefix),), "set")
@@ -92,7 +92,7 @@ def _consumer(keys: Keys) -> Iterator[Grant]:
 
 def _worker(keys: Keys) -> Iterator[Grant]:
     yield _scripts_of(keys)
-    yield Grant((keys.meta,), "hmget hset")
+    yield Grant((keys.meta,), "hget hmget hset")
     yield Grant(
         (_lanes(keys),),
         "xgroup|create xgroup|delconsumer xreadgroup xpending xclaim xack xrange xadd xdel xinfo|consumers",
@@ -103,7 +103,8 @@ def _worker(keys: Keys) -> Iterator[Grant]:
     yield Grant((keys.inbox("*"),), "xadd xtrim pexpire")
     yield Grant((keys.delayed,), "zadd zrem zrangebyscore")
     yield Grant((keys.delayed_job("*"),), "hset hmget del")
-    yield Grant((keys.cancels,), "xrange", reading=True)
+    yield Grant((keys.chunks("*"),), "lindex llen lrange lset rpush del")
+    yield Grant((keys.cancels,), "xrange xread xrevrange", reading=True)
     yield Grant((keys.dead_letters,), "xadd")
     yield Grant((keys.heartbeat("*"),), "set exists del")
     yield Grant((MODELS,), "sadd")
@@ -138,7 +139,16 @@ PROFILES: Final = {
         Profile(
             "worker",
             "routers and replicas",
-            (scripts.COMPLETE, scripts.RETRY, scripts.SWEEP, scripts.REAP, scripts.RELEASE, scripts.BLAME),
+            (
+                scripts.START,
+                scripts.CHUNK,
+                scripts.COMPLETE,
+                scripts.RETRY,
+                scripts.SWEEP,
+                scripts.REAP,
+                scripts.RELEASE,
+                scripts.BLAME,
+            ),
             f"{_CONNECTION} {_CALLING} info",
             _worker,
         ),

@@ -33,6 +33,8 @@ from headrace.registry import registered_models
 from headrace.scripts import Audit
 from headrace.settings import ClientSettings
 from headrace.shards import Shards, shard_of
+from headrace.stream import AsyncStream
+from headrace.stream_progress import entry_id_of
 from headrace.tasks import settle
 from headrace.window import Window
 
@@ -192,7 +194,7 @@ class AsyncClient:
 
     def _open(self, model: str, job_ids: Iterable[str]) -> set[str]:
         """Expect answers, before the jobs can be answered; returns those that were not expected before."""
-        demultiplexer = self._demultiplexer(model)
+        demultiplexer = self.demultiplexer(model)
         return {job_id for job_id in job_ids if demultiplexer.open(job_id)}
 
     def _withdraw(self, model: str, job_ids: Iterable[str]) -> None:
@@ -229,7 +231,7 @@ class AsyncClient:
 
     async def _own_entry(self, model: str, job_id: str) -> InboxEntry | None:
         """The terminal entry from this client's own inbox, or None if none is pending there."""
-        demultiplexer = self._demultiplexer(model)
+        demultiplexer = self.demultiplexer(model)
         if (entry_id := demultiplexer.take_arrived(job_id)) is not None:
             return await self._fetch(model, job_id, self.inbox, entry_id)
         future: asyncio.Future[InboxEntry] = asyncio.get_running_loop().create_future()
@@ -263,6 +265,28 @@ class AsyncClient:
                 "submit with an inbox= of your own, or keep_results, to read an answer more than once"
             )
         return InboxEntry.parse(inbox, *entries[0])
+
+    def stream(
+        self,
+        job: Job | Receipt | str,
+        *,
+        model: str | None = None,
+        after: str = "0",
+        timeout_s: float | None = None,
+    ) -> AsyncStream:
+        """The text of a job as it is generated; `AsyncStream` tells how to read it.
+
+        A `Job` is handed over, with `stream` among its parameters unless it says otherwise. One that was submitted
+        before, by any process, is given by its receipt, or by its id with `model`. Several may watch one job.
+
+        Args:
+            job: which.
+            model: of which model, for an id.
+            after: a `Chunk.cursor`, behind which to go on; "0" is all that is kept.
+            timeout_s: how long to wait for each chunk; `ResultTimeoutError` then, and the job goes on.
+        """
+        self._require_open()
+        return AsyncStream(self, self._redis, self._shards, job, model=model, after=after, timeout_s=timeout_s)
 
     async def map(self, jobs: Iterable[Job], *, in_flight: int = 1024, ordered: bool = True) -> AsyncGenerator[Result]:
         """Run jobs, at most `in_flight` at a time, and yield their results; full lanes are waited out.
@@ -302,7 +326,7 @@ class AsyncClient:
         await self._shards.require_one(model)
         last_news = time.monotonic()
         block_ms = BLOCK_MS if idle_s is None else max(1, min(BLOCK_MS, int(idle_s * 1000)))
-        entries_of_reads = entries_after(self.url, model, inbox, after, block_ms=block_ms)
+        entries_of_reads = entries_after(self.url, model, inbox, entry_id_of(after), block_ms=block_ms)
         try:
             async for entries in entries_of_reads:
                 for entry_id, fields in entries:
@@ -318,7 +342,7 @@ class AsyncClient:
 
     async def trim(self, inbox: str, *, model: str, through: str) -> int:
         """Delete the entries of an inbox up to the cursor `through`, that one included. Returns how many."""
-        milliseconds, _, sequence = through.partition("-")
+        milliseconds, _, sequence = entry_id_of(through).partition("-")
         async with translated("trimming an inbox"):
             return int(
                 await self._redis.xtrim(
@@ -388,7 +412,7 @@ class AsyncClient:
 
         A job that was answered meanwhile, or that is a duplicate, is fetched from where its answer lies.
         """
-        demultiplexer = self._demultiplexer(receipt.model)
+        demultiplexer = self.demultiplexer(receipt.model)
         if not demultiplexer.wait(receipt.id, deliver):
             self._spawn(self._fetch_for(receipt.model, receipt.id, deliver))
 
@@ -398,12 +422,12 @@ class AsyncClient:
         except Exception as error:
             deliver(error)
 
-    def consumed(self, model: str, entry: InboxEntry) -> None:
-        """An answer reached the caller: delete it soon, together with others, if it is ours to delete."""
+    def consumed(self, model: str, entry: InboxEntry, chunk_ids: Sequence[str] = ()) -> None:
+        """An answer reached the caller: delete it and its chunks soon, with others, if they are ours to delete."""
         if self.settings.keep_results or entry.inbox != self.inbox:
             return
         entries = self._consumed.setdefault(model, [])
-        entries.append(entry.entry_id)
+        entries += (*chunk_ids, entry.entry_id)
         if len(entries) >= _FORGET_AT:
             self._forget()
         elif self._forgetter is None:
@@ -426,7 +450,7 @@ class AsyncClient:
         if self._closed:
             raise _closed_error()
 
-    def _demultiplexer(self, model: str) -> Demultiplexer:
+    def demultiplexer(self, model: str) -> Demultiplexer:
         """The model's demultiplexer, with a live reader to feed it."""
         self._require_open()
         demultiplexer = self._answers.setdefault(model, Demultiplexer())

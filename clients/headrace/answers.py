@@ -1,4 +1,7 @@
-"""Writing terminal entries, whoever has them to write: a replica, or a router for a job that never ran."""
+"""Writing what must be written once it was computed: terminal entries, and the chunks before them.
+
+Whoever has it to write, a replica, or a router for a job that never ran, waits for as long as Redis is away.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ import redis.asyncio
 from headrace import scripts
 from headrace.errors import RedisFullError, RedisUnavailableError
 from headrace.reader import Backoff
-from headrace.scripts import Answer, GiveBack, RetryOutcome
+from headrace.scripts import Answer, Begun, ChunkOutcome, Delivery, GiveBack, RetryOutcome, Started
 
-__all__ = ["give_back", "write_answers"]
+__all__ = ["begin_jobs", "give_back", "write_answers", "write_chunks"]
 
 log = logging.getLogger("headrace.answers")
 
@@ -33,6 +36,16 @@ async def write_answers(client: redis.asyncio.Redis, model: str, answers: Sequen
 async def give_back(client: redis.asyncio.Redis, model: str, jobs: Sequence[GiveBack]) -> list[RetryOutcome]:
     """Hand jobs back for another attempt, waiting for as long as Redis cannot take it."""
     return await _patiently(jobs, lambda some: scripts.retry(client, model, some), model)
+
+
+async def begin_jobs(client: redis.asyncio.Redis, model: str, owner: str, jobs: Sequence[Begun]) -> list[Started]:
+    """Begin to run jobs as `owner`, waiting for as long as Redis is away."""
+    return await _patiently(jobs, lambda some: scripts.start(client, model, owner, some), model)
+
+
+async def write_chunks(client: redis.asyncio.Redis, model: str, chunks: Sequence[Delivery]) -> list[ChunkOutcome]:
+    """Deliver chunks, those of one job in their order, waiting for as long as Redis cannot take them."""
+    return await _patiently(chunks, lambda some: scripts.chunk(client, model, some), model)
 
 
 async def _patiently(items: Sequence[T], call: Callable[[Sequence[T]], Awaitable[list[R]]], model: str) -> list[R]:

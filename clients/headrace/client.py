@@ -23,6 +23,7 @@ from headrace.messages.job import CancelOutcome, Job, Receipt
 from headrace.messages.result import JobStatus, Result
 from headrace.scripts import Audit
 from headrace.settings import ClientSettings
+from headrace.stream import Stream
 from headrace.window import Window
 
 __all__ = ["Client"]
@@ -167,6 +168,18 @@ class Client:
         """The terminal entry of a job; see `AsyncClient.result`."""
         runner = self._here()
         return runner.call(runner.client.result(job, model=model, timeout_s=timeout_s))
+
+    def stream(
+        self,
+        job: Job | Receipt | str,
+        *,
+        model: str | None = None,
+        after: str = "0",
+        timeout_s: float | None = None,
+    ) -> Stream:
+        """The text of a job as it is generated; see `AsyncClient.stream`. A `Job` is handed over by this call."""
+        runner = self._here()
+        return Stream(runner.client.stream(job, model=model, after=after, timeout_s=timeout_s), runner.call)
 
     def map(self, jobs: Iterable[Job], *, in_flight: int = 1024, ordered: bool = True) -> Iterator[Result]:
         """Run jobs, at most `in_flight` at a time, and yield their results; see `AsyncClient.map`.

@@ -1,8 +1,9 @@
 """Who waits for which answer: the pure half of the client's reader.
 
-`Demultiplexer` is told of every job that was handed over, is fed the inbox's terminal entries in order, and
-gives each to whoever waits for it. It knows neither Redis nor asyncio. An answer that nobody waits for yet
-is remembered by its entry id alone: a producer that submits and never asks costs bytes here, not payloads.
+`Demultiplexer` is told of every job that was handed over, is fed the inbox's entries in order, and gives each
+terminal one to whoever waits for it, each chunk to whoever watches. It knows neither Redis nor asyncio. An answer
+that nobody waits for yet is remembered by its entry id alone: a producer that submits and never asks costs bytes
+here, not payloads. A chunk that nobody watches for is forgotten at once.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from typing import Final
 
 from headrace.messages.inbox import InboxEntry
 
-__all__ = ["Deliver", "Demultiplexer"]
+__all__ = ["Deliver", "Demultiplexer", "Watch"]
 
 Deliver = Callable[[InboxEntry | BaseException], None]
 """Takes a job's terminal entry, or the error because of which none can come."""
+
+Watch = Callable[[InboxEntry], None]
+"""Takes each chunk of a job as it comes."""
 
 _REMEMBERED: Final = 100_000
 
@@ -27,6 +31,7 @@ class Demultiplexer:
     def __init__(self, *, remembered: int = _REMEMBERED) -> None:
         self._pending: dict[str, list[Deliver]] = {}
         self._arrived: OrderedDict[str, str] = OrderedDict()
+        self._watched: dict[str, list[Watch]] = {}
         self._remembered = remembered
 
     def open(self, job_id: str) -> bool:
@@ -62,6 +67,24 @@ class Demultiplexer:
         self._arrived[job_id] = entry_id
         if len(self._arrived) > self._remembered:
             self._arrived.popitem(last=False)
+
+    def watch(self, job_id: str, watch: Watch) -> None:
+        """Have `watch` called with every chunk of a job from now on."""
+        self._watched.setdefault(job_id, []).append(watch)
+
+    def unwatch(self, job_id: str, watch: Watch) -> bool:
+        """Take a `watch` back. Whether others still watch the job."""
+        watches = self._watched.get(job_id, [])
+        if watch in watches:
+            watches.remove(watch)
+        if not watches:
+            self._watched.pop(job_id, None)
+        return bool(watches)
+
+    def feed_chunk(self, entry: InboxEntry) -> None:
+        """The inbox's next chunk."""
+        for watch in self._watched.get(entry.job_id, ()):
+            watch(entry)
 
     def feed(self, entry: InboxEntry) -> None:
         """The inbox's next terminal entry."""

@@ -14,6 +14,7 @@ key                  type    holds                                              
 ``hr:{m}:tl``        hash    which eighth of the lanes a tenant with live jobs has  permanent
 ``hr:{m}:j:<id>``    string  the record of one job                                  TTL once it has ended
 ``hr:{m}:r:<box>``   stream  an inbox: chunks and terminal entries of its jobs      TTL since the last one
+``hr:{m}:s:<id>``    list    a streamed job's owner, then the bodies of its chunks  until the job has ended
 ``hr:{m}:dz``        zset    delayed jobs, by when their next attempt is due (ms)   permanent
 ``hr:{m}:d:<id>``    hash    what a delayed job is: lane, envelope, payload         until it is due
 ``hr:{m}:dlq``       stream  dead letters                                           permanent, bounded
@@ -95,6 +96,10 @@ class Keys:
     def inbox(self, name: str) -> str:
         """The key of the stream behind the inbox `name`."""
         return f"{self.prefix}r:{name}"
+
+    def chunks(self, job_id: str) -> str:
+        """The key of a streamed job's owner and chunks."""
+        return f"{self.prefix}s:{job_id}"
 
     def delayed_job(self, job_id: str) -> str:
         """The key of what a delayed job is."""

@@ -118,7 +118,9 @@ class InboxReader:
         except WireError as error:
             log.error("skipped an inbox entry: %s", error)
             return
-        if entry.status != "chunk":
+        if entry.status == "chunk":
+            self._demultiplexer.feed_chunk(entry)
+        else:
             self._demultiplexer.feed(entry)
 
     @property

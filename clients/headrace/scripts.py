@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from importlib import resources
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 import redis.asyncio
 from redis.exceptions import NoScriptError
 
 from headrace.connection import execute, translated
-from headrace.errors import DecodeError
+from headrace.ids import new_token
 from headrace.keys import keys_of
-from headrace.messages.envelope import WIRE_VERSION
+from headrace.messages.audit import Audit
+from headrace.messages.envelope import WIRE_VERSION, Envelope
 from headrace.messages.job import CancelOutcome, SubmitOutcome
 
 __all__ = [
@@ -28,20 +28,28 @@ __all__ = [
     "MAX_JOBS",
     "Answer",
     "Audit",
+    "Begun",
+    "ChunkOutcome",
+    "Delivery",
     "GiveBack",
     "Reaped",
     "ReplayOutcome",
     "RetryOutcome",
     "Script",
+    "StartOutcome",
+    "Started",
     "audit",
     "blame",
     "cancel",
+    "chunk",
     "complete",
     "load",
+    "new_owner",
     "reap",
     "release",
     "replay",
     "retry",
+    "start",
     "submit",
     "sweep",
 ]
@@ -79,6 +87,8 @@ class Script:
 
 
 SUBMIT: Final = Script("submit")
+START: Final = Script("start")
+CHUNK: Final = Script("chunk")
 COMPLETE: Final = Script("complete")
 RETRY: Final = Script("retry")
 SWEEP: Final = Script("sweep")
@@ -89,7 +99,7 @@ REPLAY: Final = Script("replay")
 AUDIT: Final = Script("audit")
 BLAME: Final = Script("blame")
 
-ALL: Final = (SUBMIT, COMPLETE, RETRY, SWEEP, REAP, RELEASE, BLAME, CANCEL, REPLAY, AUDIT)
+ALL: Final = (SUBMIT, START, CHUNK, COMPLETE, RETRY, SWEEP, REAP, RELEASE, BLAME, CANCEL, REPLAY, AUDIT)
 
 
 async def load(client: redis.asyncio.Redis) -> None:
@@ -127,6 +137,80 @@ async def submit(
     return [_OUTCOMES[code] for code in codes]
 
 
+def new_owner(dispatched_ms: int) -> str:
+    """The name of one attempt to run jobs, whose streams nobody takes who was sent them earlier.
+
+    Args:
+        dispatched_ms: when a router sent them, in Unix milliseconds of the server's clock: `Batch.now_ms`.
+    """
+    return f"{dispatched_ms}-{new_token()}"
+
+
+class Begun(NamedTuple):
+    """A job that a replica begins to run."""
+
+    lane: int
+    entry_id: str
+    job_id: str
+    streams: bool
+
+
+class StartOutcome(IntEnum):
+    """What the START script said of one job."""
+
+    NOT_YOURS = 0
+    """It has ended, was handed back, or was dispatched again later: whoever got it then has it."""
+    YOURS = 1
+    CANCELLING = 2
+    """It is yours, to end as cancelled."""
+
+
+class Started(NamedTuple):
+    """What became of one job, and the bodies of its chunks so far, in order."""
+
+    outcome: StartOutcome
+    chunks: Sequence[bytes]
+
+
+async def start(client: redis.asyncio.Redis, model: str, owner: str, jobs: Sequence[Begun]) -> list[Started]:
+    """Begin to run jobs, at most `MAX_JOBS`, and own their streams as `new_owner`."""
+    args: list[bytes | str | int] = [owner]
+    for job in jobs:
+        args += (job.lane, job.entry_id, job.job_id, int(job.streams))
+    return [Started(StartOutcome(code), chunks) for code, *chunks in await START(client, keys_of(model).prefix, args)]
+
+
+class Delivery(NamedTuple):
+    """A chunk to write."""
+
+    owner: str
+    envelope: Envelope
+    before: int
+    """How many chunks the job has before this one, those of earlier owners included."""
+    body: bytes
+
+
+class ChunkOutcome(IntEnum):
+    """What the CHUNK script said of one chunk."""
+
+    FENCED = 0
+    """Somebody else owns the stream, or the job has ended: drop it."""
+    WRITTEN = 1
+    CANCELLING = 2
+    """It was written, and the job is to be cancelled."""
+    LOST = 3
+    """The server lost writes, and nothing was written: START the job again, and go on behind what it says."""
+
+
+async def chunk(client: redis.asyncio.Redis, model: str, chunks: Sequence[Delivery]) -> list[ChunkOutcome]:
+    """Deliver chunks, at most `MAX_JOBS`; several of one job in their order."""
+    args: list[bytes | str | int] = []
+    for owner, envelope, before, body in chunks:
+        head = f"{envelope.version} {envelope.job_id} chunk {envelope.attempt}"
+        args += (owner, envelope.inbox, head, before, body)
+    return [ChunkOutcome(code) for code in await CHUNK(client, keys_of(model).prefix, args)]
+
+
 class Answer(NamedTuple):
     """A terminal entry to write: where the job lay, its envelope, how it ended, and what to say."""
 
@@ -135,13 +219,15 @@ class Answer(NamedTuple):
     envelope: bytes
     status: str
     body: bytes
+    owner: str = ""
+    """Of a job that is streamed: as whom it was started. The answer is refused if its stream is another's now."""
 
 
 async def complete(client: redis.asyncio.Redis, model: str, answers: Sequence[Answer]) -> list[bool]:
-    """End jobs, at most `MAX_JOBS` of them. False where somebody had ended the job before."""
+    """End jobs, at most `MAX_JOBS` of them. False where somebody had ended the job before, or has its stream now."""
     args: list[bytes | str | int] = []
-    for answer in answers:
-        args.extend(answer)
+    for lane, entry_id, envelope, status, body, owner in answers:
+        args += (lane, entry_id, envelope, f"{status}@{owner}" if owner else status, body)
     codes = await COMPLETE(client, keys_of(model).prefix, args)
     return [code == 1 for code in codes]
 
@@ -240,55 +326,6 @@ class ReplayOutcome(IntEnum):
 async def replay(client: redis.asyncio.Redis, model: str, letters: Sequence[str]) -> list[ReplayOutcome]:
     """Submit dead letters again, by their entry ids, at most `MAX_JOBS`."""
     return [ReplayOutcome(code) for code in await REPLAY(client, keys_of(model).prefix, letters)]
-
-
-@dataclass(frozen=True, slots=True)
-class Audit:
-    """The conservation of one model's jobs at one moment."""
-
-    submitted: int = 0
-    ok: int = 0
-    error: int = 0
-    expired: int = 0
-    cancelled: int = 0
-    dead: int = 0
-    live: int = 0
-    delayed: int = 0
-    """Live jobs that wait for their next attempt."""
-    dead_letters: int = 0
-    """Dead jobs that can still be replayed."""
-
-    @classmethod
-    def from_reply(cls, flat: Sequence[bytes]) -> Self:
-        """Read what the AUDIT script returns. Counters of a newer service's are left out.
-
-        Raises:
-            DecodeError: it is no list of names and numbers.
-        """
-        try:
-            pairs = {name.decode(): int(number) for name, number in zip(flat[::2], flat[1::2], strict=True)}
-        except ValueError as error:
-            raise DecodeError(f"not an audit: {error}") from None
-        return cls(**{name: pairs[name] for name in cls.__slots__ if name in pairs})
-
-    def __add__(self, other: Audit) -> Audit:
-        """Of two shards together."""
-        return Audit(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
-
-    @property
-    def finished(self) -> int:
-        """Jobs that have their terminal entry."""
-        return self.ok + self.error + self.expired + self.cancelled + self.dead
-
-    @property
-    def lost(self) -> int:
-        """Jobs that were accepted and are neither ended nor live. Anything but 0 is a fault."""
-        return max(0, self.submitted - self.finished - self.live)
-
-    @property
-    def doubled(self) -> int:
-        """Terminal entries beyond one for each job. Anything but 0 is a fault."""
-        return max(0, self.finished + self.live - self.submitted)
 
 
 async def audit(client: redis.asyncio.Redis, model: str) -> Audit:

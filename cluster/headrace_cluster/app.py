@@ -113,7 +113,10 @@ def _pool(config: ServiceConfig, model: str, hosted: ModelConfig, pool: PoolConf
         num_replicas=pool.replicas,
         logging_config=_QUIET,
         # Routers count slots, and never send a replica more than its share of each of them.
-        max_ongoing_requests=pool.batches_per_replica * config.router.replicas * hosted.shards + 8,
+        max_ongoing_requests=(hosted.jobs_per_replica or pool.batches_per_replica)
+        * config.router.replicas
+        * hosted.shards
+        + 8,
         ray_actor_options={"num_cpus": pool.cpus, "num_gpus": pool.gpus},
         request_router_config=RequestRouterConfig(request_router_class="headrace_cluster.direct_router:DirectRouter"),
         graceful_shutdown_timeout_s=hosted.call_timeout_s,

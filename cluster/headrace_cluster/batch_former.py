@@ -81,6 +81,8 @@ class WaitingJob:
     """How often it failed while it ran alone on its replica."""
     failed_on: str | None = None
     """On which replica it did so last."""
+    interrupted: bool = False
+    """Whether its replica has died in the middle of it once, and nobody was blamed for that."""
     due_s: float = field(default=0.0, init=False)
     waiting: bool = field(default=False, init=False)
 
@@ -223,20 +225,25 @@ class BatchFormer:
         """Arrivals, each counting less the longer ago it was."""
         return self._arrivals * math.exp(-max(0.0, now_s - self._arrivals_at_s) / _RATE_OVER_S)
 
-    def form(self, now_s: float) -> list[WaitingJob]:
+    def form(self, now_s: float, *, max_jobs: int | None = None) -> list[WaitingJob]:
         """The most urgent jobs that fit one batch, most urgent first. Empty if none waits.
 
         The first job always goes, alone if it is larger than the budgets; the rest keep within them.
+
+        Args:
+            now_s: the time.
+            max_jobs: how many there is room for; None: as many as the policy allows.
         """
-        batch = self._fill_padded() if self.policy.padded else self._fill_packed()
+        most = self.policy.max_jobs if max_jobs is None else min(max_jobs, self.policy.max_jobs)
+        batch = self._fill_padded(most) if self.policy.padded else self._fill_packed(most)
         self._last_formed_s = now_s
         return batch
 
-    def _fill_packed(self) -> list[WaitingJob]:
+    def _fill_packed(self, most: int) -> list[WaitingJob]:
         """In the order of `_draw`, passing over a few that do not fit any more."""
         policy, batch, passed = self.policy, list[WaitingJob](), list[_Item]()
         tokens = size = 0
-        while len(batch) < policy.max_jobs and len(passed) < _LOOK_PAST and (item := self._draw()):
+        while len(batch) < most and len(passed) < _LOOK_PAST and (item := self._draw()):
             job = item[2]
             if batch and (tokens + job.tokens > policy.max_tokens or size + job.bytes > policy.max_bytes):
                 passed.append(item)
@@ -246,9 +253,9 @@ class BatchFormer:
         self._put_back(passed)
         return batch
 
-    def _fill_padded(self) -> list[WaitingJob]:
+    def _fill_padded(self, most: int) -> list[WaitingJob]:
         """The most urgent job, and those nearest to it in length among the next most urgent."""
-        candidates = self._most_urgent(_CHOICE * self.policy.max_jobs)
+        candidates = self._most_urgent(_CHOICE * most)
         if not candidates:
             return []
         first = candidates[0][2]
@@ -257,7 +264,7 @@ class BatchFormer:
         batch, longest, size = [first], first.tokens, first.bytes
         for job in others:
             longest_then = max(longest, job.tokens)
-            if len(batch) == self.policy.max_jobs:
+            if len(batch) == most:
                 break
             if longest_then * (len(batch) + 1) > self.policy.max_tokens or size + job.bytes > self.policy.max_bytes:
                 continue
@@ -288,6 +295,19 @@ class BatchFormer:
         self._leave(job)
         self._charge(priority, job.tokens)
         return item
+
+    def settle(self, job: WaitingJob, tokens: int) -> None:
+        """A job that was charged for by an estimate has turned out to be so much work: the difference is made good.
+
+        Whoever has nothing waiting any more starts anew with what comes next, as ever in these rounds. The bound of
+        one batch keeps a single mistake from shutting a tenant out, and its rounds short.
+        """
+        difference = tokens - job.tokens
+        flow = self._flows.get((job.priority, job.tenant))
+        if flow is not None:
+            flow.deficit = max(flow.deficit - difference, min(flow.deficit, -float(self.policy.max_tokens)))
+        if self._of_priority[job.priority] != self._jobs:
+            self._charge(job.priority, difference)
 
     def _put_back(self, items: Iterable[_Item]) -> None:
         """Return jobs that were drawn and do not go."""
@@ -334,7 +354,7 @@ class BatchFormer:
         whole = sum(self.policy.shares)
         for other in range(3):
             grown = self._entitled[other] + tokens * self.policy.shares[other] / whole
-            self._entitled[other] = min(grown, self.policy.max_tokens) if self._of_priority[other] else 0.0
+            self._entitled[other] = max(0.0, min(grown, self.policy.max_tokens)) if self._of_priority[other] else 0.0
         self._entitled[priority] = max(0.0, self._entitled[priority] - tokens)
 
     def _leave(self, job: WaitingJob) -> None:

@@ -19,6 +19,9 @@ class CreditPolicy:
     """The bounds of what a router holds of one model."""
 
     batch_jobs: int = 64
+    """Jobs that are read ahead for each replica: a batch."""
+    slot_jobs: int | None = None
+    """Jobs that a free slot takes; None: a batch."""
     max_held_bytes: int = 64 << 20
     max_read: int = 512
     """Entries of one lane that one read takes at most."""
@@ -56,7 +59,7 @@ def plan_reading(
 
     Args:
         policy: the bounds.
-        free_slots: batches that could be dispatched at once.
+        free_slots: batches, or jobs where each has a slot, that could be dispatched at once.
         replicas: how many replicas there are; with none, everything stays in Redis.
         waiting: jobs that the router holds undispatched, by priority.
         active: the most lanes of one priority that had entries at the last read.
@@ -65,7 +68,8 @@ def plan_reading(
     """
     if replicas == 0 or held_bytes >= policy.max_held_bytes:
         return None
-    room = (free_slots + replicas) * policy.batch_jobs
+    slot_jobs = policy.batch_jobs if policy.slot_jobs is None else policy.slot_jobs
+    room = free_slots * slot_jobs + replicas * policy.batch_jobs
     threshold = max(1, policy.batch_jobs // 2)
     credits = {priority: room - held for priority, held in enumerate(waiting) if room - held >= threshold}
     if not credits:

@@ -1,9 +1,9 @@
 """The router of one model: lanes in, batches out. The thin shell around the pure classes.
 
 Four things happen, each in a task of its own: the reader takes what there is credit for; the dispatcher
-forms a batch whenever a slot is free and the former says it is time; each batch that is out is awaited; and
-`Upkeep` takes over what dead routers left. What the router holds is known to Redis as pending with its
-consumer, so nothing here needs to be saved.
+forms a batch whenever a slot is free and the former says it is time; each batch that is out is awaited, as a whole
+or job by job; and `Upkeep` takes over what dead routers left. What the router holds is known to Redis as pending
+with its consumer, so nothing here needs to be saved.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any, Final
 
 from headrace import scripts
 from headrace.connection import commands
 from headrace.errors import DecodeError, FailureCode, RedisError
 from headrace.keys import keys_of
-from headrace.messages import Batch, BatchOutcome, Fate, LaneEntry
+from headrace.messages import Batch, BatchOutcome, Fate, JobOutcomes, LaneEntry
 from headrace.registry import register
 from headrace.scripts import Reaped
 from headrace.server_clock import ServerClock
@@ -26,9 +26,11 @@ from headrace.tasks import end_task
 from headrace_cluster.batch_former import WaitingJob
 from headrace_cluster.credit import CreditPolicy, Reading, plan_reading
 from headrace_cluster.ender import Ender
+from headrace_cluster.flight import Flight
 from headrace_cluster.held_jobs import HeldJobs
 from headrace_cluster.lane_reader import LaneReader
 from headrace_cluster.pool_port import BatchFailedError, PoolPort, ReplicaLostError
+from headrace_cluster.replica_calls import ReplicaCalls
 from headrace_cluster.routing import RouterCounts, RoutingPolicy
 from headrace_cluster.scheduler import Scheduler
 from headrace_cluster.slots import Slot
@@ -42,6 +44,8 @@ log = logging.getLogger("headrace.router")
 _EXPIRE_EVERY_S: Final = 0.25
 _SUSPECT_FROM: Final = 3
 """From how many deliveries on a job is suspected of killing routers, and runs alone."""
+_LEAST_AHEAD: Final = 8
+"""How many jobs are read ahead at least: among fewer there would be little to choose from."""
 _GIVE_BACK_S: Final = 2.0
 """How long a router that ends tries to give back what it holds."""
 
@@ -52,6 +56,13 @@ def _outcome_of(jobs: int, reply: bytes) -> BatchOutcome:
         if not isinstance(of_jobs, list) or len(of_jobs) != jobs:
             raise DecodeError(f"not the outcome of a batch of {jobs} jobs")
     return outcome
+
+
+def _credit_of(policy: RoutingPolicy) -> CreditPolicy:
+    """A slot takes a batch, and another is read ahead; where it takes a job, what is read ahead is half a replica's."""
+    if not policy.jobs_per_replica:
+        return CreditPolicy(batch_jobs=policy.forming.max_jobs)
+    return CreditPolicy(batch_jobs=max(_LEAST_AHEAD, policy.jobs_per_replica // 2), slot_jobs=1)
 
 
 class ModelRouter:
@@ -70,15 +81,26 @@ class ModelRouter:
         self.policy = policy
         self.counts = RouterCounts()
         self.scheduler = Scheduler(
-            policy.forming, batches_per_replica=policy.batches_per_replica, lone_failures=policy.lone_failures
+            policy.forming,
+            batches_per_replica=policy.batches_per_replica,
+            jobs_per_replica=policy.jobs_per_replica,
+            lone_failures=policy.lone_failures,
         )
         self.held = HeldJobs()
         self.estimate = TokenEstimate()
-        self._credit = CreditPolicy(batch_jobs=policy.forming.max_jobs)
+        self._credit = _credit_of(policy)
         self._clock = ServerClock(keys_of(model).prefix)
         self._redis = commands(url)
         self._redis_once = commands(url, retries=0)
         self._pool = pool
+        self._calls = ReplicaCalls(
+            model,
+            pool,
+            timeout_s=policy.call_timeout_s,
+            look=lambda: self._clock.look(self._redis),
+            suspend=lambda slot, for_s: self.scheduler.slots.suspend(slot, self._clock.now_s(), for_s=for_s),
+        )
+        self._send = self._dispatch_streamed if policy.jobs_per_replica else self._dispatch
         self._ender = Ender(model, self._redis, self.counts, spawn=self._spawn, let_go=self._let_go)
         self._lease = lease
         self._upkeep = Upkeep(
@@ -273,7 +295,7 @@ class ModelRouter:
         self._ender.expire(self.scheduler.expired(now_s))
         dispatched = False
         while (chosen := self.scheduler.next_batch(now_s)) is not None:
-            self._spawn(self._dispatch(*chosen))
+            self._spawn(self._send(*chosen))
             dispatched = True
         if dispatched:
             self._reader.credit_changed()
@@ -281,17 +303,56 @@ class ModelRouter:
 
     async def _dispatch(self, jobs: list[WaitingJob], slot: Slot) -> None:
         """Send a batch to its replica, and see to every job of it."""
-        self.counts.batches += 1
-        self.counts.dispatched += len(jobs)
-        message = Batch(self.model, self._clock.now_ms(), [job.key for job in jobs], slot.alone).to_bytes()
         try:
-            outcome = _outcome_of(len(jobs), await self._call(slot, message))
+            outcome = _outcome_of(len(jobs), await self._calls.run(slot, self._message(jobs, slot)))
         except (ReplicaLostError, BatchFailedError, TimeoutError, DecodeError) as error:
             log.warning("batch of %d jobs of %s at %s: %r", len(jobs), self.model, slot.replica, error)
             self._failed(jobs, slot, error)
         else:
             self._came_back(jobs, slot, outcome)
         self._something_changed()
+
+    def _message(self, jobs: Sequence[WaitingJob], slot: Slot) -> bytes:
+        self.counts.batches += 1
+        self.counts.dispatched += len(jobs)
+        return Batch(self.model, self._clock.now_ms(), [job.key for job in jobs], slot.alone).to_bytes()
+
+    async def _dispatch_streamed(self, jobs: list[WaitingJob], slot: Slot) -> None:
+        """The same where jobs end one by one, each of which makes room for another at once."""
+        flight = Flight(jobs)
+        try:
+            async with aclosing(self._calls.stream(slot, self._message(jobs, slot))) as messages:
+                async for message in messages:
+                    self._heard(flight, slot, JobOutcomes.from_bytes(message))
+            if flight.left:
+                raise BatchFailedError(f"replica {slot.replica} said nothing of {len(flight.left)} jobs")
+        except (ReplicaLostError, BatchFailedError, TimeoutError, DecodeError) as error:
+            log.warning("%d jobs of %s at %s: %r", len(flight.left), self.model, slot.replica, error)
+            if flight.left:
+                self._failed(flight.left, slot, error, computed=flight.computed)
+        self._something_changed()
+
+    def _heard(self, flight: Flight, slot: Slot, outcomes: JobOutcomes) -> None:
+        """See to the jobs that ended."""
+        ended = flight.take(outcomes)
+        if not ended:
+            return
+        if flight.refused(outcomes):
+            self.counts.returned += len(ended)
+            self.scheduler.refused(ended, slot, self._clock.now_s())
+        else:
+            self.scheduler.ended(len(ended), slot, left=len(flight.left))
+            for job, tokens in zip(ended, outcomes.tokens, strict=True):
+                self._learn_of(job, tokens)
+            self._settle(ended, outcomes.fates)
+        self._something_changed()
+
+    def _learn_of(self, job: WaitingJob, tokens: int) -> None:
+        """What a job took that was charged for by a guess."""
+        if tokens:
+            self.scheduler.former.settle(job, tokens)
+            self.estimate.learn(job.bytes, tokens)
+            self.counts.tokens += tokens
 
     def _came_back(self, jobs: list[WaitingJob], slot: Slot, outcome: BatchOutcome) -> None:
         if all(fate == Fate.RETURNED for fate in outcome.fates):
@@ -302,7 +363,7 @@ class ModelRouter:
         self._learn(jobs, outcome)
         self._settle(jobs, outcome.fates)
 
-    def _failed(self, jobs: list[WaitingJob], slot: Slot, failure: Exception) -> None:
+    def _failed(self, jobs: list[WaitingJob], slot: Slot, failure: Exception, *, computed: bool = False) -> None:
         """Have it found out which job it was, unless the batch never reached the replica."""
         now_s = self._clock.now_s()
         self.counts.returned += len(jobs)
@@ -311,7 +372,7 @@ class ModelRouter:
             return
         died = isinstance(failure, ReplicaLostError | TimeoutError)
         self.counts.replica_deaths += died
-        convicted = self.scheduler.failed(jobs, slot, now_s, died=died)
+        convicted = self.scheduler.failed(jobs, slot, now_s, died=died, computed=computed)
         if convicted is not None:
             self._ender.convict(convicted, failure, died=died)
         elif jobs[0].lone_failures:
@@ -329,32 +390,6 @@ class ModelRouter:
                 entry_id=entry.entry_id,
                 lone_failures=job.lone_failures,
             )
-
-    async def _call(self, slot: Slot, message: bytes) -> bytes:
-        """Call the replica. One that does not come back in time is killed.
-
-        While Redis is away a replica has no way to finish, and the time stands still.
-        """
-        call = asyncio.ensure_future(self._pool.call(slot.replica, message))
-        half_s = self.policy.call_timeout_s / 2
-        try:
-            late = False
-            while True:
-                await asyncio.wait({call}, timeout=half_s)
-                if call.done():
-                    return call.result()
-                with suppress(RedisError):
-                    await self._clock.look(self._redis)
-                    if call.done():
-                        return call.result()
-                    if late:
-                        await self._pool.kill(slot.replica)
-                        raise TimeoutError(f"no outcome after {self.policy.call_timeout_s} s; the replica is killed")
-                    late = True
-                    log.warning("a batch of %s at %s takes over %s s", self.model, slot.replica, half_s)
-                    self.scheduler.slots.suspend(slot, self._clock.now_s(), for_s=half_s)
-        finally:
-            call.cancel()
 
     def _learn(self, jobs: Sequence[WaitingJob], outcome: BatchOutcome) -> None:
         ran = [(job.bytes, tokens) for job, tokens in zip(jobs, outcome.tokens, strict=True) if tokens]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from headrace.errors import HeadraceError
@@ -36,6 +36,14 @@ class PoolPort(Protocol):
 
     async def call(self, replica: str, batch: bytes) -> bytes:
         """Have a replica run a packed `Batch`; returns the packed `BatchOutcome`.
+
+        Raises:
+            ReplicaLostError, BatchFailedError.
+        """
+        ...
+
+    def stream(self, replica: str, batch: bytes) -> AsyncGenerator[bytes]:
+        """Have a replica run a packed `Batch` whose jobs end one by one; yields packed `JobOutcomes`.
 
         Raises:
             ReplicaLostError, BatchFailedError.

@@ -19,8 +19,11 @@ class RoutingPolicy:
     limits: Limits = field(default_factory=Limits)
     batches_per_replica: int = 2
     """One runs, the others are prepared meanwhile."""
+    jobs_per_replica: int = 0
+    """Jobs that a replica has at once, where it generates and jobs end one by one; 0: they end with their batch."""
     call_timeout_s: float = 300.0
-    """How long a replica may take for one batch before it is killed. After half of it, it gets nothing new."""
+    """How long a replica may take for one batch, or say nothing of one that ends job by job, before it is killed.
+    After half of it, it gets nothing new."""
     shards: int = 1
     """How many shards the model has, of which a router has one."""
     lone_failures: int = 2

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from typing import Any, Literal
 
+import grpc  # type: ignore[import-untyped]
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve._private.common import DeploymentID, ReplicaID
@@ -18,6 +19,7 @@ from headrace_cluster.pool_port import BatchFailedError, PoolPort, ReplicaLostEr
 from headrace_cluster.redis_address import RedisAddress
 from headrace_cluster.replicas import replicas_of
 from headrace_workers import node
+from headrace_workers.decoder_replica import DecoderReplica
 from headrace_workers.engines.factory import EngineConfig, make_engine
 from headrace_workers.replica import Replica
 
@@ -39,11 +41,20 @@ class PoolReplica:
         self, model: str, engine: EngineConfig, redis: RedisAddress, threads: int, device: Literal["cpu", "cuda"]
     ) -> None:
         node.prepare_process(threads)  # before anything is measured or packed
-        self._replica = Replica(model, make_engine(engine, device=device), redis_url=redis.resolve())
+        made: Any = make_engine(engine, device=device)
+        hosts = DecoderReplica if engine.generates else Replica
+        self._replica: Any = hosts(model, made, redis_url=redis.resolve())
 
     async def run(self, _replica: str, batch: bytes) -> bytes:
         """Run a packed batch. The first argument is for `DirectRouter`, which has read it by now."""
-        return await self._replica.run(batch)
+        outcome: bytes = await self._replica.run(batch)
+        return outcome
+
+    async def stream(self, _replica: str, batch: bytes) -> AsyncGenerator[bytes]:
+        """Run a packed batch whose jobs end one by one."""
+        async with aclosing(self._replica.stream(batch)) as messages:
+            async for message in messages:
+                yield message
 
     async def info(self, _replica: str) -> dict[str, Any]:
         """What was loaded."""
@@ -69,6 +80,7 @@ class ServePool:
         self._run = handle.options(method_name="run", _by_reference=False)
         if not self._run.is_initialized:
             self._run._init()  # else Serve names no replicas before the first call
+        self._stream = handle.options(method_name="stream", stream=True, _by_reference=False)
         self._deployment_id = DeploymentID(name=deployment, app_name=app)
         self._replicas = replicas_of(app, deployment)
 
@@ -86,12 +98,19 @@ class ServePool:
         """
         try:
             return bytes(await self._run.remote(replica, batch))
-        except RayTaskError as error:
-            raise BatchFailedError(f"replica {replica}: {error.cause!r}") from error
-        except ReplicaUnavailableError as error:
-            raise ReplicaLostError(f"replica {replica} is not there", reached=False) from error
-        except (RayActorError, RayServeException, RayError) as error:
-            raise ReplicaLostError(f"replica {replica}: {type(error).__name__}: {error}") from error
+        except Exception as error:
+            raise _named(replica, error) from error
+
+    async def stream(self, replica: str, batch: bytes) -> AsyncGenerator[bytes]:
+        """Have a replica run a packed batch whose jobs end one by one; raises what `call` raises."""
+        reply = self._stream.remote(replica, batch)
+        try:
+            async for message in reply:
+                yield bytes(message)
+        except Exception as error:
+            raise _named(replica, error) from error
+        finally:
+            reply.cancel()  # where a router leaves, the replica need not tell it any more
 
     async def kill(self, replica: str) -> None:
         """End the replica's process. Serve's controller starts another."""
@@ -99,6 +118,17 @@ class ServePool:
         with suppress(ValueError, RayError):  # it is gone already
             actor = await asyncio.to_thread(ray.get_actor, name, namespace=SERVE_NAMESPACE)
             await asyncio.to_thread(ray.kill, actor)
+
+
+def _named(replica: str, error: Exception) -> Exception:
+    """What became of the replica, or of the batch that it ran, by what Serve raised."""
+    if isinstance(error, RayTaskError):
+        return BatchFailedError(f"replica {replica}: {error.cause!r}")
+    if isinstance(error, ReplicaUnavailableError):
+        return ReplicaLostError(f"replica {replica} is not there", reached=False)
+    if isinstance(error, RayActorError | RayServeException | RayError | grpc.aio.AioRpcError):
+        return ReplicaLostError(f"replica {replica}: {type(error).__name__}: {error}")
+    return error
 
 
 def _on(loop: asyncio.AbstractEventLoop, listener: Callable[[frozenset[str]], None], names: frozenset[str]) -> None:
@@ -126,6 +156,13 @@ class JoinedPools:
         """Call the replica in its pool; raises what the pool's `call` raises."""
         pool, _, name = replica.partition("/")
         return await self._pools[pool].call(name, batch)
+
+    async def stream(self, replica: str, batch: bytes) -> AsyncGenerator[bytes]:
+        """Stream from the replica in its pool; raises what the pool's `stream` raises."""
+        pool, _, name = replica.partition("/")
+        async with aclosing(self._pools[pool].stream(name, batch)) as messages:
+            async for message in messages:
+                yield message
 
     async def kill(self, replica: str) -> None:
         """Kill the replica in its pool."""

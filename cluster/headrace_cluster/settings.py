@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
@@ -22,6 +22,7 @@ from headrace_cluster.config_sources import ConfigSources
 from headrace_cluster.redis_address import RedisAddress
 from headrace_cluster.routing import RoutingPolicy
 from headrace_workers.engines.factory import EngineConfig
+from headrace_workers.generation.batch_call import LIFE_S
 
 __all__ = ["BatchingConfig", "ModelConfig", "PoolConfig", "RedisConfig", "RouterConfig", "ServiceConfig", "load_config"]
 
@@ -42,7 +43,8 @@ class PoolConfig(_Config):
     gpus: Annotated[float, Field(ge=0, le=64)] = 0.0
     """GPUs of one replica, as Ray counts them; with any, the model runs there."""
     batches_per_replica: Annotated[int, Field(ge=1, le=16)] = 2
-    """Batches one router may have at one replica: one runs, the others are prepared."""
+    """Batches one router may have at one replica: one runs, the others are prepared. Of an engine that generates it
+    has as many jobs as there are `slots`, and a few that are prepared."""
 
     @property
     def threads(self) -> int:
@@ -90,6 +92,12 @@ class BatchingConfig(_Config):
         )
 
 
+_SIGNS_OF_LIFE: Final = 5
+"""How many a replica must have missed before it may be killed."""
+_TO_FOLLOW: Final = 8
+"""For how many jobs that generate another one is prepared, to take the place of whichever ends first."""
+
+
 class ModelConfig(_Config):
     """One model that the service hosts."""
 
@@ -104,7 +112,8 @@ class ModelConfig(_Config):
     shards: Annotated[int, Field(ge=1, le=1000)] = 1
     """Names under which its work lies in Redis, `m#0` and on: with several it spreads over a Redis Cluster."""
     call_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
-    """How long a replica may take for one batch before it is killed; after half of it, it gets nothing new."""
+    """How long a replica may take for one batch before it is killed; after half of it, it gets nothing new. One that
+    generates may take as long as it says every two seconds that it goes on."""
     lone_failures: Annotated[int, Field(ge=1, le=100)] = 2
     """After how many failures alone on a replica a job is taken to be the cause, and set aside."""
 
@@ -115,6 +124,21 @@ class ModelConfig(_Config):
             raise ValueError(f"two pools have one name: {sorted(names)}")
         return self
 
+    @model_validator(mode="after")
+    def _signs_of_life_come_in_time(self) -> ModelConfig:
+        least_s = _SIGNS_OF_LIFE * LIFE_S
+        if self.engine.generates and self.call_timeout_s < least_s:
+            raise ValueError(
+                f"call_timeout_s must be at least {least_s:g} for an engine that generates: it gives a sign of life"
+                f" every {LIFE_S:g} s"
+            )
+        return self
+
+    @property
+    def jobs_per_replica(self) -> int:
+        """Jobs of one that generates which one router may have there: those that run, and an eighth to follow them."""
+        return self.engine.slots + -(-self.engine.slots // _TO_FOLLOW) if self.engine.generates else 0
+
     def to_policy(self) -> RoutingPolicy:
         """What the model's router is given."""
         return RoutingPolicy(
@@ -122,6 +146,7 @@ class ModelConfig(_Config):
             limits=self.limits,
             shards=self.shards,
             batches_per_replica=max(pool.batches_per_replica for pool in self.pools),
+            jobs_per_replica=self.jobs_per_replica,
             call_timeout_s=self.call_timeout_s,
             lone_failures=self.lone_failures,
         )

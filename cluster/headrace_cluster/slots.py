@@ -2,7 +2,7 @@
 
 Serve's routers back off when callers outnumber slots, which makes waiting callers ten times slower. So the
 router calls only when it knows of a free slot. Each replica has a few: one batch runs, and the next is
-prepared meanwhile.
+prepared meanwhile. A replica that generates has one for each job, and a batch of jobs takes as many.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Slot", "SlotLedger"]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place for one batch at one replica."""
+    """A place for one batch at one replica, or for the jobs of one batch."""
 
     replica: str
     idle: bool
@@ -35,7 +35,7 @@ class SlotLedger:
     """The slots of one pool's replicas. Time comes in as an argument.
 
     Args:
-        per_replica: how many batches a replica may hold at once.
+        per_replica: how many batches, or jobs, a replica may hold at once.
         suspension_s: how long a replica that failed a call is left alone, unless Serve removes it first.
     """
 
@@ -93,21 +93,25 @@ class SlotLedger:
         """Nobody wants a whole replica any more."""
         self._reserved = None
 
-    def take(self, slot: Slot) -> None:
-        """A batch goes there."""
-        self._replicas[slot.replica].taken += self.per_replica if slot.alone else 1
+    def room(self, slot: Slot) -> int:
+        """How many slots of this one's replica are free."""
+        return self.per_replica - self.taken(slot)
+
+    def take(self, slot: Slot, places: int = 1) -> None:
+        """A batch goes there, which takes so many slots; alone it takes them all."""
+        self._replicas[slot.replica].taken += self.per_replica if slot.alone else places
 
     def taken(self, slot: Slot) -> int:
         """How many slots of this one's replica are taken."""
         return self._replicas[slot.replica].taken
 
-    def release(self, slot: Slot) -> None:
-        """The batch came back, or never will."""
+    def release(self, slot: Slot, places: int = 1) -> None:
+        """The batch came back, or so many jobs of it, or they never will. What ran alone gives all slots back."""
         if slot.alone and slot.replica == self._reserved:
             self._reserved = None
         replica = self._replicas.get(slot.replica)
         if replica is not None:
-            replica.taken = max(0, replica.taken - (self.per_replica if slot.alone else 1))
+            replica.taken = max(0, replica.taken - (self.per_replica if slot.alone else places))
             self._sweep()
 
     def suspend(self, slot: Slot, now_s: float, *, for_s: float | None = None) -> None:

@@ -40,6 +40,8 @@ class Rules:
     """Deaths while a job was alone after which it must be dead."""
     deaths_each: int = 8
     """Replicas that one job may kill: halving a batch of 64, and the lone ones."""
+    words: int = 0
+    """How many words a job generates at most; 0: none is generated."""
     lone_job: str = ""
     """A job that a flood must not hold up for more than `fair_batches` batches."""
     fair_batches: int = 3
@@ -124,11 +126,12 @@ def _no_ghosts(record: Record, _rules: Rules) -> Found:
             yield f"job {job} was answered and never submitted", story(job, trace)
 
 
-def _right_answers(record: Record, _rules: Rules) -> Found:
+def _right_answers(record: Record, rules: Rules) -> Found:
     for job, trace in record.jobs.items():
         for entry in trace.terminals:
-            if entry.status == "ok" and entry.output != answer_to(job):
-                yield f"job {job} was answered {entry.output!r}, not {answer_to(job)!r}", story(job, trace)
+            right = answer_to(job, rules.words)
+            if entry.status == "ok" and entry.output != right:
+                yield f"job {job} was answered {entry.output!r}, not {right!r}", story(job, trace)
             elif trace.invoked_ns and entry.status not in ALLOWED[wish_of(job)] and wish_of(job) not in INNOCENT:
                 yield f"job {job} ended as {entry.status} ({entry.code})", story(job, trace)
 
@@ -200,15 +203,17 @@ def _deadlines(record: Record, rules: Rules) -> Found:
                 yield f"job {job} was started {late_s:.3f} s after its deadline", story(job, trace)
 
 
-def _chunks(record: Record, _rules: Rules) -> Found:
+def _chunks(record: Record, rules: Rules) -> Found:
     for job, chunks in record.chunks.items():
-        expected: dict[int, int] = {}
-        newest = 0
-        for attempt, number in chunks:
-            if attempt < newest or number != expected.get(attempt, 0):
-                yield f"chunk {number} of attempt {attempt} of job {job} is out of order", str(chunks[:50])
+        right, said, tokens = answer_to(job, rules.words), "", 0
+        for before, count, text in chunks:
+            if before != tokens or not right.startswith(said + text):
+                yield f"a chunk of job {job} follows {before} tokens where {tokens} were said", str(chunks[:50])
                 break
-            newest, expected[attempt] = attempt, number + 1
+            said, tokens = said + text, tokens + count
+        for entry in record.jobs[job].terminals:
+            if isinstance(entry.output, str) and not entry.output.startswith(said):
+                yield f"job {job} ended with less than was said of it", story(job, record.jobs[job])
 
 
 def _innocents(record: Record, _rules: Rules) -> Found:
@@ -222,7 +227,8 @@ def _innocents(record: Record, _rules: Rules) -> Found:
 def _framed(record: Record, trace: JobTrace) -> bool:
     """Whether the harness killed every replica on which the job was alone: nobody can tell that from its doing."""
     struck = {window.target for window in record.windows("kill_replica", "stop_replica")}
-    return all(sent.replica in struck for sent in trace.sent if sent.batch_jobs == 1)
+    refused = {sent.replica for sent in trace.sent} - {start.replica for start in trace.starts}
+    return all(sent.replica in struck | refused for sent in trace.sent if sent.batch_jobs == 1)
 
 
 def _recovery(record: Record, rules: Rules) -> Found:
@@ -334,7 +340,7 @@ INVARIANTS: Final[Mapping[str, tuple[str, Callable[[Record, Rules], Found]]]] = 
     "I6": ("attempts are bounded, and who dies of them is a dead letter once", _attempts),
     "I7": ("what is said of a cancellation is true", _cancels),
     "I8": ("nothing starts after its deadline", _deadlines),
-    "I9": ("the chunks of an attempt come without gap or repeat", _chunks),
+    "I9": ("the chunks of a job come without gap or repeat, whoever made them, and add up to its answer", _chunks),
     "I10": ("who did nothing ends well, whoever his batch mates were", _innocents),
     "I11": ("work goes on soon after a kill", _recovery),
     "I12": ("a flood of one tenant does not hold up another", _fairness),

@@ -46,6 +46,9 @@ class Topology:
     call_timeout_s: float = 6.0
     retention_s: float = 3600.0
     lane_capacity: int = 1_000_000
+    words: int = 0
+    """How many words a job generates at most, streamed, `batch_jobs` jobs at once in one replica; 0: jobs are answered
+    in batches."""
     nodes: int = 0
     """Ray nodes that can be killed, besides the one that Ray itself lives on; for the real Serve application alone."""
     islands: bool = False
@@ -175,6 +178,7 @@ class Cluster:
             call_timeout_s=topology.call_timeout_s,
             retention_s=topology.retention_s,
             lane_capacity=topology.lane_capacity,
+            words=topology.words,
         )
         self._processes[name] = _Process(order)
         await self._bear(self._processes[name])

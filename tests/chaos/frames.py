@@ -1,6 +1,7 @@
 """How a router's process and a replica's talk: one connection for a batch, a frame there, and two back.
 
-The first frame back says that the batch was taken; without it, it never ran. The second is the outcome.
+The first frame back says that the batch was taken; without it, it never ran. The second is the outcome. Where jobs end
+one by one there are many outcomes, and then a frame that says that there are no more.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import asyncio
 import struct
 from typing import Final
 
-__all__ = ["FAILED", "RAN", "TAKEN", "read_frame", "write_frame"]
+__all__ = ["ENDED", "FAILED", "RAN", "TAKEN", "read_frame", "write_frame"]
 
 TAKEN: Final = b"\x02"
 """The batch is here, and runs now."""
@@ -17,6 +18,8 @@ RAN: Final = b"\x00"
 """What follows is the outcome."""
 FAILED: Final = b"\x01"
 """What follows is an error in words."""
+ENDED: Final = b"\x03"
+"""Every job has had its outcome."""
 
 _LENGTH: Final = struct.Struct(">Q")
 

@@ -15,7 +15,8 @@ cancel.invoke  jobs                                         a producer
 cancel.reply   answers {job: answer}                        a producer
 result         inbox, entries [[job, status, attempt,       a consumer
                output, entry id, code]]
-chunk          job, attempt, seq                            a consumer
+chunk          chunks [[entry id, job, tokens before,       a consumer; its next life may say some again
+               tokens, text]]
 deliver        jobs [[job, attempt]]                        a router
 batch          jobs [[job, attempt, deadline ms]]           a replica: it was sent these
 start          jobs                                         a replica: they run, together

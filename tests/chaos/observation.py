@@ -20,6 +20,7 @@ from headrace.errors import HeadraceError
 from headrace.keys import GROUP, LANES, MODELS, keys_of, priority_of
 from headrace.messages.envelope import Envelope
 from headrace.messages.inbox import InboxEntry
+from headrace.messages.result import Result
 
 __all__ = ["final_state", "sample_audit", "sample_memory"]
 
@@ -87,7 +88,11 @@ async def _terminals(redis: Redis) -> list[tuple[str, Terminal]]:
 def _terminal(entry: InboxEntry) -> Terminal:
     result = entry.to_result(MODEL)
     code = str(result.failure.code) if result.failure else ""
-    return Terminal(entry.inbox, entry.entry_id, entry.status, entry.attempt, result.output, code)
+    return Terminal(entry.inbox, entry.entry_id, entry.status, entry.attempt, _said(result), code)
+
+
+def _said(result: Result) -> Any:
+    return result.output if result.text is None else result.text
 
 
 async def _pending(redis: Redis) -> dict[str, int]:

@@ -58,6 +58,8 @@ class Order:
     """After how long a replica that does not answer is killed."""
     retention_s: float = 3600.0
     lane_capacity: int = 1_000_000
+    words: int = 0
+    """How many words a job generates at most; 0: jobs are answered in batches, each at once."""
 
     @property
     def histories(self) -> Path:

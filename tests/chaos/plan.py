@@ -103,7 +103,12 @@ class Targets:
 
 
 _LINKS: Final = ("producers", "routers", "replicas")
-_LINK_OF: Final = {"submit": "producers", "cancel": "producers", "XREAD": "producers", "complete": "replicas"}
+_LINK_OF: Final = {
+    "submit": "producers",
+    "cancel": "producers",
+    "XREAD": "producers",
+    "complete": "replicas",
+} | dict.fromkeys(("start", "chunk"), "replicas")
 """Which processes send a command; those that are not named are routers'."""
 
 

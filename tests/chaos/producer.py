@@ -19,8 +19,10 @@ from chaos.orders import Order
 from chaos.workload import DEADLINE_S, FLAKY_FAILURES, Wish, job_id, pick, wish_of
 from headrace import AsyncClient, Job, Result
 from headrace.errors import FailureCode, RedisError, SubmitRefusedError
+from headrace.messages import InboxEntry, unpack_chunk
 from headrace.messages.job import PRIORITIES, Receipt, SubmitOutcome
 from headrace.messages.retry import RetryPolicy
+from headrace.reader import entries_after
 from headrace.settings import ClientSettings
 from headrace.tasks import end_task
 
@@ -88,6 +90,7 @@ class _Producer:
         self._changed = asyncio.Event()
         self._cancelling: set[asyncio.Task[None]] = set()
         self._results: list[Result] = []
+        self._chunks: list[InboxEntry] = []
         self._written = 0
 
     async def run(self) -> None:
@@ -186,6 +189,7 @@ class _Producer:
             input=job,
             inbox=self._order.name,
             tenant=self._traffic.tenant,
+            params={"stream": True} if self._order.words else {},
             priority=PRIORITIES[(1, 1, 1, 1, 1, 1, 0, 2)[number % 8]],
             **_OPTIONS.get(wish_of(job), {}),
         )
@@ -214,9 +218,17 @@ class _Producer:
     # -- consuming --------------------------------------------------------------------------------------
 
     async def _consume(self) -> None:
-        results = self._client.results(self._order.name, model=self._order.model, after=self._memory.cursor)
-        async for result in results:
-            self._results.append(result)
+        order = self._order
+        if not order.words:
+            async for result in self._client.results(order.name, model=order.model, after=self._memory.cursor):
+                self._results.append(result)
+        async for entries in entries_after(order.url, order.model, order.name, self._memory.cursor):
+            for entry_id, fields in entries:
+                entry = InboxEntry.parse(order.name, entry_id, fields)
+                if entry.status == "chunk":
+                    self._chunks.append(entry)
+                else:
+                    self._results.append(entry.to_result(order.model))
 
     async def _write_now_and_then(self) -> None:
         while True:
@@ -229,6 +241,9 @@ class _Producer:
 
     def _write_results(self) -> None:
         """Write down what was read: only then it counts as seen."""
+        chunks, self._chunks = self._chunks, []
+        if chunks:  # before the answers, whose cursor is where the next life goes on: it may read these again
+            self._history.note("chunk", chunks=[_told_of(entry) for entry in chunks])
         results, self._results = self._results, []
         if not results:
             return
@@ -241,4 +256,10 @@ class _Producer:
 
 def _told(result: Result) -> list[Any]:
     code = result.failure.code if result.failure else ""
-    return [result.id, str(result.status), result.attempt, result.output, result.cursor, code]
+    said = result.output if result.text is None else result.text
+    return [result.id, str(result.status), result.attempt, said, result.cursor, code]
+
+
+def _told_of(entry: InboxEntry) -> list[Any]:
+    chunk = unpack_chunk(entry.body)
+    return [entry.entry_id, entry.job_id, chunk.before, len(chunk.tokens), chunk.text]

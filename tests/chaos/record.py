@@ -139,8 +139,8 @@ class Record:
     """The longest that a submission took."""
     cursors: dict[str, list[str]] = field(default_factory=dict)
     """Entry ids in the order in which a consumer of each inbox saw them, where that order was wrong."""
-    chunks: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
-    """Of each job, the (attempt, number) of every chunk, in the order in which they came."""
+    chunks: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
+    """Of each job every chunk, in the order in which they came: the tokens before it, its own, and its text."""
     final: FinalState = field(default_factory=FinalState)
 
     @classmethod
@@ -173,6 +173,7 @@ class _Reader:
     def __init__(self, record: Record) -> None:
         self._record = record
         self._seen: set[tuple[str, str]] = set()
+        self._seen_chunks: set[tuple[str, str]] = set()
         self._cursor: dict[str, str] = {}
         self._down_ns = 0
         self._invoked_ns: dict[str, int] = {}
@@ -254,8 +255,11 @@ class _Reader:
             self._terminal(job, Terminal(inbox, entry_id, status, attempt, output, code))
 
     def _chunk(self, event: Event) -> None:
-        facts = event.facts
-        self._record.chunks.setdefault(facts["job"], []).append((facts["attempt"], facts["seq"]))
+        for entry_id, job, before, tokens, text in event.facts["chunks"]:
+            place = (event.process.partition(".")[0], entry_id)
+            if place not in self._seen_chunks:
+                self._seen_chunks.add(place)
+                self._record.chunks.setdefault(job, []).append((before, tokens, text))
 
     # -- routers and replicas ---------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ def _policy(order: Order) -> RoutingPolicy:
     return RoutingPolicy(
         forming=FormingPolicy(max_jobs=order.batch_jobs),
         limits=Limits(retention_s=order.retention_s, lane_capacity=order.lane_capacity),
+        jobs_per_replica=order.batch_jobs if order.words else 0,
         call_timeout_s=order.call_timeout_s,
         block_ms=_BLOCK_MS,
     )

@@ -72,6 +72,11 @@ SABOTAGES: Final[Mapping[str, Callable[[], None]]] = {
     ),
     "lying_cancel": Patch(scripts.CANCEL, "return request(id, record, state, rest)", "return 1"),
     "robbed_living": Patch(scripts.REAP, "redis.call('EXISTS', prefix .. 'hb:' .. name) == 0", "true"),
+    "forgetful_start": Patch(
+        scripts.START,
+        "redis.call('LSET', list, 0, owner)",
+        "redis.call('DEL', list) redis.call('RPUSH', list, owner)",
+    ),
     "lost_tail": lambda: None,  # it is the server that is broken: `faults.Tormentor` cuts what was not synced
 }
 """By name: COMPLETE without the fence, and so on."""

@@ -8,11 +8,11 @@ from typing import Final
 from chaos.checker import Rules
 from chaos.cluster import Topology
 from chaos.orders import Traffic
-from chaos.plan import FaultKind
+from chaos.plan import FaultKind, spread
 from chaos.scenario import Scenario
 from chaos.workload import Wish
 
-__all__ = ["CI", "MIXED", "PARTITIONS", "PATIENT", "SOAK", "short_mix"]
+__all__ = ["CI", "GENERATION", "MIXED", "PARTITIONS", "PATIENT", "SOAK", "short_mix"]
 
 _COMMANDS: Final = ("submit", "complete", "retry", "cancel", "reap", "sweep", "XREADGROUP", "XREAD")
 """Whose replies are dropped: every script, and the reads."""
@@ -135,6 +135,39 @@ FAIRNESS: Final = Scenario(
 )
 """One tenant submits ten thousand jobs, another one."""
 
+_WORDS: Final = 120
+
+GENERATION: Final = Scenario(
+    name="generation",
+    topology=Topology(
+        producers=tuple(
+            Traffic(
+                mix={Wish.REFUSE: 0.01, Wish.CANCEL: 0.02, Wish.DEADLINE: 0.01}, tenant=tenant, in_flight=48, at_once=8
+            )
+            for tenant in ("red", "blue")
+        ),
+        words=_WORDS,
+        batch_jobs=32,
+        batch_s=0.004,
+    ),
+    faults={
+        FaultKind.KILL_REPLICA: 24,
+        FaultKind.KILL_ROUTER: 2,
+        FaultKind.KILL_REDIS: 1,
+        FaultKind.KILL_PRODUCER: 1,
+        FaultKind.STOP_REPLICA: 2,
+        FaultKind.STOP_ROUTER: 1,
+        FaultKind.DROP_REPLY: 12,
+        FaultKind.CUT: 1,
+    },
+    faults_s=20.0,
+    calm_s=2.0,
+    commands=("start", "chunk", "complete"),
+    rules=Rules(max_attempts=1, words=_WORDS, replica_recovery_s=15.0, router_recovery_s=20.0),
+)
+"""Replicas that are killed in the middle of many streams, and all else beside it: what is heard has no gap and no
+repeat, whoever said it."""
+
 SERVE: Final = Scenario(
     name="serve",
     topology=Topology(producers=(Traffic(mix={Wish.REFUSE: 0.01}),), routers=2, replicas=2, batch_s=0.02),
@@ -175,7 +208,7 @@ PARTITIONS: Final = Scenario(
 )
 """Real networks that lose every packet for a while, some for longer than a lease. Needs network namespaces."""
 
-CI: Final = (MIXED, REPLICAS, ROUTERS, REDIS, ZOMBIES, POISON, WISHES, FAIRNESS, SERVE)
+CI: Final = (MIXED, REPLICAS, ROUTERS, REDIS, ZOMBIES, POISON, WISHES, FAIRNESS, GENERATION, SERVE)
 
 _LONG: Final = replace(
     MIXED,
@@ -198,7 +231,20 @@ _LONG: Final = replace(
 """The same for long, a third as dense: there is to be some work between two faults. Answers are deleted once they
 are written down, and all else goes half a minute later."""
 
-SOAK: Final = (_LONG, *CI[1:], NODES, PARTITIONS)
+_LONG_GENERATION: Final = replace(
+    GENERATION,
+    faults=spread(GENERATION.faults, 10.0),
+    faults_s=10.0 * GENERATION.faults_s,
+    drain_s=120.0,
+)
+"""With 240 kills of replicas."""
+
+SOAK: Final = (
+    _LONG,
+    *(_LONG_GENERATION if scenario is GENERATION else scenario for scenario in CI[1:]),
+    NODES,
+    PARTITIONS,
+)
 
 
 def short_mix(faults_s: float) -> Scenario:

@@ -7,12 +7,12 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Final
 
-from chaos.frames import FAILED, TAKEN, read_frame, write_frame
+from chaos.frames import ENDED, FAILED, TAKEN, read_frame, write_frame
 from headrace_cluster.pool_port import BatchFailedError, ReplicaLostError
 
 __all__ = ["SocketPool", "socket_of"]
@@ -50,6 +50,17 @@ class SocketPool:
 
     async def call(self, replica: str, batch: bytes) -> bytes:
         """Have a replica run a packed batch."""
+        async with aclosing(self._frames(replica, batch)) as frames:
+            return await anext(frames)
+
+    async def stream(self, replica: str, batch: bytes) -> AsyncGenerator[bytes]:
+        """Have a replica run a packed batch whose jobs end one by one."""
+        async with aclosing(self._frames(replica, batch)) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def _frames(self, replica: str, batch: bytes) -> AsyncGenerator[bytes]:
+        """What a replica says of a batch, until it says that this is all."""
         try:
             reader, writer = await asyncio.open_unix_connection(socket_of(self._directory, replica))
         except OSError as error:
@@ -58,14 +69,14 @@ class SocketPool:
         try:
             await write_frame(writer, batch)
             taken = await read_frame(reader) == TAKEN
-            reply = await read_frame(reader)
+            while (reply := await read_frame(reader)) != ENDED:
+                if reply[:1] == FAILED:
+                    raise BatchFailedError(f"{replica}: {reply[1:].decode()}")
+                yield reply[1:]
         except (OSError, asyncio.IncompleteReadError) as error:
             raise ReplicaLostError(f"{replica}: {error!r}", reached=taken) from error
         finally:
             writer.close()
-        if reply[:1] == FAILED:
-            raise BatchFailedError(f"{replica}: {reply[1:].decode()}")
-        return reply[1:]
 
     async def kill(self, replica: str) -> None:
         """End the process of a replica."""

@@ -235,13 +235,26 @@ def i8_late(run: Run) -> None:
 
 
 def i9_a_gap(run: Run) -> None:
-    for number in (0, 1, 3):
-        run.at(2.0, "producer-0.1", "chunk", job="a-0.plain", attempt=1, seq=number)
+    words = answer_to("a-0.plain")
+    for entry, number in enumerate((0, 1, 3)):
+        run.at(2.0, "producer-0.1", "chunk", chunks=[[f"{entry}-0", "a-0.plain", number, 1, words[number]]])
 
 
-def i9_an_old_attempt(run: Run) -> None:
-    for attempt, number in ((1, 0), (2, 0), (1, 1)):
-        run.at(2.0, "producer-0.1", "chunk", job="a-0.plain", attempt=attempt, seq=number)
+def i9_a_repeat(run: Run) -> None:
+    words = answer_to("a-0.plain")
+    for entry, number in enumerate((0, 1, 1)):
+        run.at(2.0, "producer-0.1", "chunk", chunks=[[f"{entry}-0", "a-0.plain", number, 1, words[number]]])
+
+
+def i9_another_s_words(run: Run) -> None:
+    run.at(2.0, "producer-0.1", "chunk", chunks=[["1-0", "a-0.plain", 0, 1, answer_to("a-1.plain")]])
+
+
+def i9_less_at_the_end_than_before(run: Run) -> None:
+    run.submit("b-0.cancel")
+    run.at(2.0, "producer-0.1", "chunk", chunks=[["1-0", "b-0.cancel", 0, 2, answer_to("b-0.cancel")[:2]]])
+    run.answer("b-0.cancel", status="cancelled", output=answer_to("b-0.cancel")[:1])
+    run.final.audit = {"submitted": 6, "ok": 4, "error": 1, "cancelled": 1, "live": 0}
 
 
 def i10_an_innocent(run: Run) -> None:
@@ -329,7 +342,9 @@ BREAKS = [
     i7_unknown_and_accepted,
     i8_late,
     i9_a_gap,
-    i9_an_old_attempt,
+    i9_a_repeat,
+    i9_another_s_words,
+    i9_less_at_the_end_than_before,
     i10_an_innocent,
     i10_an_innocent_that_was_alone_on_a_replica_that_died_by_itself,
     i11_a_router_whose_jobs_wait,

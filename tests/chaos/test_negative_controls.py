@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pytest
@@ -30,20 +30,23 @@ class Control:
     mix: dict[Wish, float] = field(default_factory=dict)
     commands: tuple[str, ...] = ("complete",)
     fsync: Literal["always", "everysec"] = "always"
+    words: int = 0
 
     @property
     def scenario(self) -> Scenario:
         """The short run."""
         return Scenario(
             name=self.broken,
-            topology=Topology(producers=(Traffic(mix=self.mix), Traffic()), routers=2, replicas=2, fsync=self.fsync),
+            topology=Topology(
+                producers=(Traffic(mix=self.mix), Traffic()), routers=2, replicas=2, fsync=self.fsync, words=self.words
+            ),
             faults=self.faults,
             baseline_s=0.2,
             faults_s=self.faults_s,
             calm_s=0.2,
             drain_s=self.drain_s,
             commands=self.commands,
-            rules=PATIENT,
+            rules=replace(PATIENT, words=self.words),
         )
 
 
@@ -55,6 +58,7 @@ CONTROLS = [
     Control("eternal_records", {"I13"}),
     Control("lying_cancel", {"I7"}, mix={Wish.CANCEL: 0.2}),
     Control("robbed_living", {"I16"}, faults_s=4.5),
+    Control("forgetful_start", {"I9"}, {FaultKind.KILL_REPLICA: 3}, faults_s=2.0, drain_s=20.0, words=100),
     Control("lost_tail", {"I1"}, {FaultKind.KILL_REDIS: 2}, faults_s=2.0, drain_s=5.0, fsync="everysec"),
 ]
 

@@ -12,7 +12,18 @@ from enum import StrEnum
 from hashlib import blake2b
 from typing import Final
 
-__all__ = ["ALLOWED", "DEADLINE_S", "FLAKY_FAILURES", "INNOCENT", "Wish", "answer_to", "job_id", "pick", "wish_of"]
+__all__ = [
+    "ALLOWED",
+    "DEADLINE_S",
+    "FLAKY_FAILURES",
+    "INNOCENT",
+    "Wish",
+    "answer_to",
+    "job_id",
+    "pick",
+    "wish_of",
+    "words_of",
+]
 
 
 class Wish(StrEnum):
@@ -74,8 +85,18 @@ def wish_of(job: str) -> Wish:
     return Wish(job.rpartition(".")[2])
 
 
-def answer_to(job: str) -> str:
-    """The right answer to a job."""
+def answer_to(job: str, words: int = 0) -> str:
+    """The right answer to a job: a digest, or where up to so many words are generated, its text."""
+    return "".join(words_of(job, words)) if words else _digest(job)
+
+
+def words_of(job: str, most: int) -> list[str]:
+    """What is generated for a job, word by word: no two jobs have a word in common, and no job has one twice."""
+    digest = _digest(job)
+    return [f"{digest}.{n} " for n in range(1 + int(digest, 16) % most)]
+
+
+def _digest(job: str) -> str:
     return blake2b(job.encode(), digest_size=8).hexdigest()
 
 

@@ -26,10 +26,11 @@ from headrace.lookup import read_records, read_stored
 from headrace.messages import LaneEntry, Status
 from headrace.overview import read_overviews
 from headrace.registry import Limits
-from headrace.scripts import ALL, GiveBack, reap, release, retry, sweep
+from headrace.scripts import ALL, ChunkOutcome, GiveBack, reap, release, retry, sweep
 from headrace.server_check import check_server
 from headrace_cluster.embedded import EmbeddedServer
 from support.by_hand import HandService
+from support.by_hand_streams import HandStream
 from support.service import PlainService
 from support.users import PASSWORD, is_since_7_2, make_users, refusals
 from support.waiting import eventually
@@ -147,6 +148,26 @@ async def test_all_that_becomes_of_a_job_in_a_worker_s_hands(url_of: UrlOf) -> N
         await service.answer_all()
         audit = await producer.audit(MODEL)
         assert (audit.ok, audit.dead, audit.live, audit.dead_letters) == (4, 1, 0, 1)
+
+
+async def test_streams_from_end_to_end(url_of: UrlOf) -> None:
+    """Watched by the producer and by a consumer of another inbox, taken over, called off."""
+    async with HandService(url_of("worker")) as service, AsyncClient(url_of("producer")) as producer:
+        own = await producer.stream(Job(model=MODEL, input="x"), timeout_s=10).start()
+        named = await producer.stream(Job(model=MODEL, input="x", id="named", inbox="box"), timeout_s=10).start()
+        for decoder in await HandStream.take(service, 2):
+            await decoder.say("a")
+            successor = await HandStream.begin(service, decoder.entry)
+            assert await decoder.say("b") is ChunkOutcome.FENCED
+            await successor.finish("b")
+        async with AsyncClient(url_of("consumer")) as consumer:
+            for stream in (own, named, consumer.stream("named", model=MODEL, timeout_s=10)):
+                assert "".join([piece async for piece in stream]) == "ab"
+        later = await producer.submit(Job(model=MODEL, input="x"))
+        [decoder] = await HandStream.take(service)
+        await decoder.say("a")
+        await retry(service.redis, MODEL, [given_back(decoder.entry, 60_000)])
+        assert await producer.cancel(later) is CancelOutcome.CANCELLED
 
 
 def given_back(entry: LaneEntry, delay_ms: int) -> GiveBack:

@@ -160,7 +160,11 @@ def test_unknown_variables(variable: str, value: str, said: str, monkeypatch: py
         ({"models": {"a b": {"engine": {"kind": "echo"}}}}, "String should match pattern"),
         ({"models": {"echo": {}}}, "models.echo.engine: is missing"),
         ({"models": {"e": {"engine": {}}}}, "models.e.engine: an engine of kind encoder needs model"),
-        ({"models": {"e": {"engine": {"kind": "ekko"}}}}, "Input should be 'encoder', 'echo' or 'custom'"),
+        ({"models": {"e": {"engine": {"kind": "ekko"}}}}, "Input should be 'encoder', 'decoder', 'echo' or 'custom'"),
+        (
+            {"models": {"e": {"engine": {"kind": "decoder", "model": "m"}, "call_timeout_s": 5}}},
+            "models.e: call_timeout_s must be at least 10 for an engine that generates",
+        ),
         (ECHO | {"redis_url": 5}, "redis_url: Input should be a valid string"),
         (ECHO | {"router": 2}, "router: Input should be an object"),
         (ECHO | {"router": {"replicas": "2"}}, "router.replicas: Input should be a valid integer"),
@@ -310,3 +314,23 @@ def test_the_applications_parts_have_the_names_that_serve_shows() -> None:
     deployment = application(config)._bound_deployment
     assert deployment.name == "router"
     assert set(deployment.init_args[2]) == {"echo@cpu", "echo@gpu"}
+
+
+# -- engines that generate ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("engine", "jobs"),
+    [
+        ({"kind": "echo"}, 0),
+        ({"kind": "custom", "target": "a:B"}, 0),
+        ({"kind": "custom", "target": "a:B", "slots": 32}, 36),
+        ({"kind": "decoder", "model": "m"}, 36),
+        ({"kind": "decoder", "model": "m", "slots": 1}, 2),
+    ],
+)
+def test_a_replica_that_generates_is_given_a_few_jobs_more_than_it_has_slots(engine: dict[str, Any], jobs: int) -> None:
+    """So that another is prepared when one ends."""
+    config = load_config({"models": {"m": {"engine": engine}}})
+
+    assert config.models["m"].to_policy().jobs_per_replica == jobs

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from headrace.messages import Batch, BatchOutcome, Fate, LaneEntry
+from headrace import AsyncClient, Job
+from headrace.messages import Batch, BatchOutcome, Fate, JobOutcomes, LaneEntry
 from headrace_cluster.batch_former import FormingPolicy, WaitingJob
+from headrace_cluster.routing import RoutingPolicy
 from headrace_cluster.scheduler import Scheduler
 from headrace_workers.replica import Replica
 from headrace_workers.turns import Turns
 from support.bad_days import GatedEngine
+from support.decoders import FakeDecoder
 from support.raw import envelope
+from support.service import PlainService
+from support.waiting import eventually
 
 MODEL = "m"
 PAYLOAD = bytes.fromhex("81a5696e70757401")
@@ -83,6 +89,22 @@ def test_suspects_that_were_refused_stay_suspects_and_are_sent_again_soon() -> N
     scheduler.refused(*chosen, 0.0)
     assert scheduler.next_batch(0.05) is None
     assert scheduler.next_batch(0.2) == chosen
+
+
+async def test_a_replica_that_generates_refuses_suspects_beside_others(redis_url: str) -> None:
+    """It says so of every job of the batch, at once, and the router takes its slots back."""
+    engine = FakeDecoder(pause_at=2)
+    service = PlainService(redis_url, "m", engine, policy=RoutingPolicy(block_ms=50, jobs_per_replica=4))
+    async with service, AsyncClient(redis_url) as client:
+        running = await client.submit(Job(model="m", input="mill", params={"max_tokens": 4}))
+        await eventually(lambda: engine.running)
+        suspects = [LaneEntry(1, f"1-{n}", b"1 a b c 1 0 0 d - -", b"") for n in range(2)]
+        replica: Any = service.replicas["replica-0"]
+        replies = replica.stream(Batch("m", 1, suspects, alone=True).to_bytes())
+        [reply] = [JobOutcomes.from_bytes(reply) async for reply in replies]
+        assert (list(reply.numbers), list(reply.fates)) == ([0, 1], [Fate.RETURNED] * 2)
+        engine.go_on()
+        assert (await client.result(running, timeout_s=5)).ok
 
 
 def test_jobs_that_were_refused_beside_suspects_are_no_suspects() -> None:

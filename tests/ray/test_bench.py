@@ -9,6 +9,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,16 @@ from headrace.cli.output import Exit
 from headrace_cluster.corpus import reference_texts
 from support.command_line import HEADRACE
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]  # a fixture may be a whole benchmark
 
 Report = dict[str, Any]
 PEER = '#!/bin/sh\necho "starting"\necho "{\\"jobs_per_s\\": 12.5, \\"program\\": \\"$1\\"}"\n'
+LLAMA_CPP = """#!{python}
+import json, sys
+for line in sys.stdin:
+    tokens = sum(json.loads(line).get("new_tokens", [1]))
+    print(json.dumps({{"tokens": tokens, "seconds": tokens / 10, "loss": 0.0}}), flush=True)
+"""
 TEXTS = 120
 
 
@@ -65,6 +72,17 @@ def e2e(run: Callable[..., Report], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def kernels(run: Callable[..., Report]) -> Report:
     return run("bench", "kernels", "--quick")
+
+
+@pytest.fixture(scope="module")
+def generate(run: Callable[..., Report], tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Beside transformers, and a program that says what llama.cpp would say at ten tokens a second."""
+    peers = tmp_path_factory.mktemp("peers")
+    python = peers / "llama_cpp" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(LLAMA_CPP.format(python=sys.executable))
+    python.chmod(0o755)
+    return run("bench", "generate", "--quick", "--peers", peers)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +152,48 @@ def test_kernels_by_shape(kernels: Report) -> None:
     assert kernels["worst_speedup_m256"] == min(large, default=None)
 
 
+def test_generate_against_llama_cpp(generate: Report) -> None:
+    """Both of its files; the ratio is that of pairs, so it lies between those of our slowest and fastest run."""
+    files = generate["llama_cpp_files"]
+    assert [file["name"] for file in files] == ["llama.cpp, as it comes", "llama.cpp, Q8_0"]
+    assert [file["tokens_per_s"] for file in files] == [10, 10]
+    assert generate["llama_cpp_tokens_per_s"] == generate["single_llama_cpp_tokens_per_s"] == 10
+    slowest, fastest = (generate["tokens_per_s_spread"][name] for name in ("slowest", "fastest"))
+    assert slowest <= generate["tokens_per_s"] <= fastest
+    assert slowest * 0.99 <= generate["ratio_to_llama_cpp"] * 10 <= fastest * 1.01
+    positive(generate, "single_tokens_per_s", "single_ratio_to_llama_cpp")
+
+
+def test_generate_against_transformers(generate: Report) -> None:
+    """Its padded `generate` and its continuous batching."""
+    positive(generate, "transformers_tokens_per_s", "ratio_to_transformers")
+    positive(generate, "transformers_generate_batch_tokens_per_s", "ratio_to_transformers_generate_batch")
+
+
+def test_generate_says_how_good_and_how_large(generate: Report) -> None:
+    """A perplexity of real text, and memory within its bound."""
+    assert 5 < generate["perplexity"] < 60
+    assert generate["judged_tokens"] == 510
+    assert 0 < generate["kv_cache_peak_bytes"] <= generate["kv_cache_bytes"]
+
+
+def test_generate_with_a_shared_prefix(generate: Report) -> None:
+    """Most of the prompts' tokens are found computed; without the cache none would be."""
+    positive(generate, "prefix_speedup", "prefix_tokens_per_s")
+    assert 0.6 < generate["prefix_cached_share"] < 1
+
+
+def test_generate_through_the_system(generate: Report) -> None:
+    """In one piece, streamed, and alone; nothing is lost."""
+    positive(generate, "system_tokens_per_s", "system_ratio_to_engine", "streamed_tokens_per_s")
+    assert generate["stream_overhead_ratio"] < 1
+    positive(generate, "ttft_ms", "chunk_gap_p50_ms")
+    assert generate["ttft_over_engine_ms"] < generate["ttft_ms"]
+    p50_ms, p99_ms = generate["chunk_gap_p50_ms"], generate["chunk_gap_p99_ms"]
+    is_ratio(generate["chunk_gap_p99_over_median"], p99_ms, p50_ms)
+    assert (generate["lost"], generate["doubled"]) == (0, 0)
+
+
 def test_demo(demo: Report) -> None:
     """Real texts through `headrace batch`: all answered, once, as fp32 would; and neighbours for a person to judge."""
     assert (demo["texts"], demo["submitted"], demo["finished"]) == (200, 200, 200)
@@ -142,6 +202,8 @@ def test_demo(demo: Report) -> None:
     assert demo["cosine_mean"] >= 0.99
     assert [row["query"][:6] for row in demo["neighbours"]] == ["How do", "What h", "Compar"]
     assert all(row["nearest"] and row["cosine"] > 0.2 for row in demo["neighbours"])
+    assert (demo["prompts"], demo["prompts_answered"]) == (5, 5)
+    assert (demo["prompts_lost"], demo["prompts_doubled"]) == (0, 0)
 
 
 def test_half_of_the_weights_set_to_zero(run: Callable[..., Report]) -> None:

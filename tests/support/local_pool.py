@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, Protocol
 
 from headrace_cluster.pool_port import BatchFailedError, ReplicaLostError
 
@@ -44,6 +45,20 @@ class LocalPool:
         try:
             return await self.replicas[replica].run(batch)
         except ReplicaLostError:
+            raise
+        except Exception as error:
+            raise BatchFailedError(repr(error)) from error
+
+    async def stream(self, replica: str, batch: bytes) -> AsyncGenerator[bytes]:
+        if replica not in self.replicas:
+            raise ReplicaLostError(f"{replica} is gone", reached=False)
+        self.calls.append((replica, len(batch)))
+        streams: Any = self.replicas[replica]
+        try:
+            async with aclosing(streams.stream(batch)) as messages:
+                async for message in messages:
+                    yield message
+        except (ReplicaLostError, GeneratorExit):
             raise
         except Exception as error:
             raise BatchFailedError(repr(error)) from error

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from headrace.tasks import end_task
 from headrace_cluster.lease import Lease
 from headrace_cluster.model_router import ModelRouter
 from headrace_cluster.routing import RoutingPolicy
+from headrace_workers.decoder_replica import DecoderReplica
 from headrace_workers.engines.base import Engine
 from headrace_workers.engines.echo import EchoEngine
 from headrace_workers.replica import Replica
@@ -31,21 +32,26 @@ async def leased(url: str, model: str, consumer: str = "router") -> AsyncIterato
         await lease.stop()
 
 
+def _replica(model: str, engine: Any, url: str) -> Any:
+    return (DecoderReplica if hasattr(engine, "step") else Replica)(model, engine, redis_url=url)
+
+
 class PlainService:
     """Hosts one model until the context ends; then everything that the router held has been answered.
 
     Args:
         url: the Redis server.
         model: its name.
-        engines: one replica for each; by default a single `EchoEngine`.
+        engines: one replica for each; by default a single `EchoEngine`. For those that generate, the policy says how
+            many jobs each replica has.
         policy: how jobs are routed.
     """
 
     def __init__(
         self, url: str, model: str, *engines: Engine, policy: RoutingPolicy | None = None, consumer: str = "router"
     ) -> None:
-        self.replicas = {
-            f"replica-{n}": Replica(model, engine, redis_url=url) for n, engine in enumerate(engines or (EchoEngine(),))
+        self.replicas: dict[str, Replica] = {
+            f"replica-{n}": _replica(model, engine, url) for n, engine in enumerate(engines or (EchoEngine(),))
         }
         self.pool = LocalPool(self.replicas)
         self.lease = Lease(url, [model], consumer=consumer)

@@ -15,18 +15,20 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgpack
 
 from headrace.dead_letters import DeadLetter
-from headrace.errors import DecodeError, UnsupportedVersionError
-from headrace.messages import Batch, BatchOutcome, Envelope, InboxEntry, LaneEntry, unpack_payload
+from headrace.errors import DecodeError, ResultGoneError, UnsupportedVersionError
+from headrace.messages import Batch, BatchOutcome, Envelope, InboxEntry, LaneEntry, unpack_chunk, unpack_payload
 from headrace.messages.record import Record
 from headrace.messages.retry import RetryPolicy
 from headrace.refusal import drain_rate
 from headrace.scripts import Audit
+from headrace.stream_progress import StreamProgress
 
 __all__ = ["TARGETS", "FuzzError", "Report", "fuzz"]
 
@@ -46,6 +48,10 @@ PAYLOAD = msgpack.packb({"input": ["water flows", 1.5, {"deep": [None, True]}], 
 OK_BODY = msgpack.packb({"output": {"label": "x", "score": 0.5}, "input_tokens": 4, "queued_ms": 1.5, "variant": "v"})
 TENSOR_BODY = msgpack.packb({"tensor": {"dtype": "float32", "shape": [2, 1], "data": b"\0\0\x80?\0\0\0\xbf"}})
 ERROR_BODY = msgpack.packb({"code": "engine_failed", "message": "m", "hint": "h", "retryable": True})
+PARTIAL_BODY = msgpack.packb(
+    {"code": "cancelled", "message": "m", "partial": {"choices": [{"index": 0, "text": "wa", "logprobs": None}]}}
+)
+CHUNK = msgpack.packb({"i": 1, "n": 3, "tokens": [7, 49151], "text": "flows", "logprobs": [{"token": "f"}, {}]})
 BATCH = Batch(
     "echo", 1, [LaneEntry(1, "1-0", ENVELOPE, PAYLOAD), LaneEntry(7, "2-0", OLD_ENVELOPE, b"\x80")]
 ).to_bytes()
@@ -81,6 +87,12 @@ def _inbox_entry(data: bytes) -> Any:
     return InboxEntry.parse("box", entry_id, flat).to_result("echo")
 
 
+def _chunk(data: bytes) -> Any:
+    chunk, progress = unpack_chunk(data), StreamProgress("1-0/3.5/3.5")
+    with suppress(ResultGoneError):  # what it follows was never there
+        return chunk, progress.take("2-0", chunk)
+
+
 def _dead_letter(data: bytes) -> Any:
     letter_id, *flat = data.split(_BETWEEN)
     letter = DeadLetter.read(letter_id, flat)
@@ -97,9 +109,16 @@ TARGETS: Final = (
         _inbox_entry,
         tuple(
             fields(b"1764000000000-0", b"e", b"1 job-1 " + status + b" 1", b"r", body)
-            for status, body in ((b"ok", OK_BODY), (b"ok", TENSOR_BODY), (b"error", ERROR_BODY), (b"dead", ERROR_BODY))
+            for status, body in (
+                (b"ok", OK_BODY),
+                (b"ok", TENSOR_BODY),
+                (b"error", ERROR_BODY),
+                (b"dead", ERROR_BODY),
+                (b"cancelled", PARTIAL_BODY),
+            )
         ),
     ),
+    Target("chunk", _chunk, (CHUNK, msgpack.packb({"i": 0, "n": 0, "tokens": [], "text": ""}))),
     Target("batch", Batch.from_bytes, (BATCH,)),
     Target("outcome", BatchOutcome.from_bytes, (OUTCOME,)),
     Target("dead letter", _dead_letter, (fields(b"1-0", b"e", ENVELOPE, b"l", b"4", b"p", PAYLOAD, b"r", ERROR_BODY),)),

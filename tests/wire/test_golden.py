@@ -13,14 +13,17 @@ from headrace.messages import (
     WIRE_VERSION,
     Batch,
     BatchOutcome,
+    Chunk,
     Envelope,
     Failure,
     Fate,
     InboxEntry,
     LaneEntry,
     pack_answer,
+    pack_chunk,
     pack_failure,
     pack_payload,
+    unpack_chunk,
     unpack_payload,
 )
 from headrace.messages.record import Record
@@ -131,6 +134,23 @@ def test_failure(status: str) -> None:
     fields = [b"e", f"1 job-1 {status} 1".encode(), b"r", bytes.fromhex(golden)]
     result = InboxEntry.parse("orders-7f3a", b"1-0", fields).to_result("echo")
     assert (result.status, result.failure) == (Status(status), Failure(code="invalid_input", message="empty"))
+
+
+def test_chunk() -> None:
+    golden = "84a16901a16e03a6746f6b656e739207cdbfffa474657874a3c3bc21"
+    assert pack_chunk(1, before=3, tokens=[7, 49151], text="ü!").hex() == golden
+    assert unpack_chunk(bytes.fromhex(golden)) == Chunk(1, "ü!", [7, 49151], None, 3)
+    one = {"token": "ü", "logprob": -0.5, "bytes": [195, 188], "top_logprobs": []}
+    chunk = Chunk(0, "", [7], [one], 0)
+    assert unpack_chunk(pack_chunk(0, before=0, tokens=[7], text="", logprobs=[one])) == chunk
+    assert unpack_chunk(b"\x85\xa3new\x01" + pack_chunk(0, before=0, tokens=[7], text="")[1:]) == Chunk(0, "", [7])
+
+
+def test_a_failure_with_what_there_was() -> None:
+    partial = {"choices": [{"index": 0, "text": "wa", "finish_reason": "cancelled"}]}
+    body = pack_failure(FailureCode.CANCELLED, "x", partial=partial)
+    result = InboxEntry.parse("box", b"1-0", [b"e", b"1 job-1 cancelled 1", b"r", body]).to_result("echo")
+    assert (result.output, result.text, result.failure) == (partial, "wa", Failure(code="cancelled", message="x"))
 
 
 def test_a_newer_answer_is_refused_by_name() -> None:

@@ -13,15 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from headrace import Job, SubmitOutcome, Tensor, scripts
-from headrace.codec import MAX_DEPTH, MAX_PAYLOAD_BYTES
+from headrace import AsyncClient, Job, SubmitOutcome, Tensor, scripts
+from headrace.codec import MAX_DEPTH, MAX_PAYLOAD_BYTES, unpack
 from headrace.connection import execute
 from headrace.errors import FailureCode
 from headrace.ids import MODEL_PATTERN, NAME_PATTERN
 from headrace.keys import MODELS, keys_of
-from headrace.messages import pack_answer, pack_failure, pack_payload
+from headrace.messages import pack_answer, pack_chunk, pack_failure, pack_payload
 from headrace.messages.inbox import InboxEntry
 from support.by_hand import HandService
+from support.by_hand_streams import HandStream
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "wire.md").read_text("utf-8")
 BLOCKS: dict[str, str] = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", DOCUMENT, re.M | re.S))
@@ -55,7 +56,7 @@ def table(heading: str, *, nth: int = 0) -> dict[str, list[str]]:
 def test_every_block_of_bytes_is_looked_at_here() -> None:
     assert set(BLOCKS) == {
         *("payload", "submit", "submit-reply", "envelope", "record", "answer"),
-        *("body-ok", "body-tensor", "body-error", "read", "client"),
+        *("body-ok", "body-tensor", "body-error", "read", "client", "chunk", "chunk-entry"),
     }
 
 
@@ -75,6 +76,27 @@ def test_bodies() -> None:
     assert octets("body-error") == pack_failure(FailureCode.INPUT_TOO_LONG, "513 tokens", hint="truncate")
     for name in ("body-ok", "body-tensor", "body-error"):
         assert f"{len(octets(name))} bytes" in DOCUMENT
+
+
+async def test_a_chunk_to_the_byte(redis_url: str) -> None:
+    """In the inbox and in the list; CHUNK's codes are those of the table."""
+    body, codes = octets("chunk"), {int(code): row[0] for code, row in table("For services: streams", nth=2).items()}
+    assert body == pack_chunk(0, before=1, tokens=[4567, 8225], text=" flows down")
+    assert f"{len(body)} bytes:" in DOCUMENT
+    assert list(codes) == [outcome.value for outcome in scripts.ChunkOutcome]
+    async with HandService(redis_url, "echo") as service, AsyncClient(redis_url) as client:
+        await client.submit(Job(model="echo", input="x", id="job-1", inbox="orders-7f3a"))
+        [decoder] = await HandStream.take(service)
+        assert await decoder.write(body) is scripts.ChunkOutcome.WRITTEN
+        [(_, fields)] = await execute(service.redis, "XRANGE", keys_of("echo").inbox("orders-7f3a"), "-", "+")
+        assert BLOCKS["chunk-entry"] == f"e = {fields[1].decode()}\nr = <body>\n"
+        assert fields == [b"e", b"1 job-1 chunk 1", b"r", body]
+        assert await execute(service.redis, "LRANGE", keys_of("echo").chunks("job-1"), 1, -1) == [body]
+        assert await execute(service.redis, "HGET", keys_of("echo").meta, "streams") == b"1"
+
+
+def test_generated_text() -> None:
+    assert set(table("Generated text", nth=1)) == set(unpack(octets("chunk"))) | {"logprobs"}
 
 
 def plain(url: str) -> Any:
@@ -143,7 +165,7 @@ def test_the_read_command_is_well_formed() -> None:
 def test_keys() -> None:
     keys = keys_of("m")
     expected = {MODELS, *keys.permanent, keys.cancels, keys.record("<id>"), keys.inbox("<inbox>")} - set(keys.lanes)
-    expected |= {keys.prefix + "d:<id>", keys.heartbeat("<consumer>")}
+    expected |= {keys.prefix + "d:<id>", keys.chunks("<id>"), keys.heartbeat("<consumer>")}
     assert set(table("Keys")) == {*expected, f"{keys.lanes[0]}` … `{keys.lanes[23]}"}
 
 
@@ -157,10 +179,11 @@ def test_names_and_limits() -> None:
     limits = table("Names and limits")
     assert limits["model"] == [f"`{MODEL_PATTERN}`"]
     assert limits["job id, inbox, tenant"] == [f"`{NAME_PATTERN}`"]
-    assert limits["payload of a job, body of an answer"] == [f"{MAX_PAYLOAD_BYTES:,} bytes"]
+    assert limits["payload of a job, body of an answer or a chunk"] == [f"{MAX_PAYLOAD_BYTES:,} bytes"]
     assert limits["nesting of lists and maps in an input or a parameter"] == [f"{MAX_DEPTH} levels"]
-    assert limits["jobs in one call of a script"] == [str(scripts.MAX_JOBS)]
-    assert str(MAX_PAYLOAD_BYTES) in scripts.SUBMIT.text
+    assert limits["jobs, or chunks, in one call of a script"] == [str(scripts.MAX_JOBS)]
+    for script in (scripts.SUBMIT, scripts.CHUNK):
+        assert str(MAX_PAYLOAD_BYTES) in script.text
 
 
 async def test_registration(redis_url: str) -> None:

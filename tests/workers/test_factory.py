@@ -107,7 +107,12 @@ def test_wrong_options_are_named(users_module: str) -> None:
         ({"model": "m", "modle": "m"}, "modle"),
         ({"model": "m", "precision": "int4"}, "precision"),
         ({"model": "m", "max_tokens": 0}, "max_tokens"),
-        ({"kind": "decoder", "model": "m"}, "kind"),
+        ({"kind": "decoding", "model": "m"}, "kind"),
+        ({"kind": "decoder"}, "an engine of kind decoder needs model"),
+        ({"kind": "decoder", "model": "m", "task": "embedding"}, "an engine of kind decoder has no task"),
+        ({"kind": "decoder", "model": "m", "slots": 0}, "slots"),
+        ({"kind": "encoder", "model": "m", "slots": 4}, "an engine of kind encoder has no slots"),
+        ({"kind": "encoder", "model": "m", "precision": "int4"}, "has no precision int4"),
     ],
 )
 def test_a_configuration_with_a_mistake_names_it(settings: dict[str, Any], said: str) -> None:

@@ -4,5 +4,6 @@ Everything here may touch torch, and nothing here knows Ray or how batches are f
 """
 
 from headrace_workers.engines import Engine, ItemError, Prepared
+from headrace_workers.engines.stepping import StepEngine
 
-__all__ = ["Engine", "ItemError", "Prepared"]
+__all__ = ["Engine", "ItemError", "Prepared", "StepEngine"]

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["Capabilities", "capabilities", "give_memory_back", "prepare_process"]
+__all__ = ["Capabilities", "available_memory_bytes", "capabilities", "give_memory_back", "prepare_process"]
 
 log = logging.getLogger(__name__)
 
@@ -91,3 +93,49 @@ def give_memory_back() -> None:
     except AttributeError:
         return
     trim(0)
+
+
+def available_memory_bytes(root: Path = Path("/")) -> int:
+    """Memory that this process may still take: what the system has, and what each of its cgroups leaves it.
+
+    Args:
+        root: where `proc` and `sys` are.
+    """
+    rooms = list(_cgroup_rooms(root))
+    for line in (root / "proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            rooms.append(int(line.split()[1]) << 10)
+    return max(0, min(rooms))
+
+
+def _cgroup_rooms(root: Path) -> Iterator[int]:
+    """What is left in the memory cgroups that hold this process, of version 2 and of version 1."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / ("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
+        limit, used = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        )
+        here = top / path.lstrip("/")
+        for folder in (here, *here.parents):
+            room = _room(folder / limit, folder / used, folder / "memory.stat")
+            if room is not None:
+                yield room
+            if folder == top:
+                break
+
+
+def _room(limit: Path, used: Path, stat: Path) -> int | None:
+    """A cgroup's limit less what it uses; files that nobody has open any more are not counted, they give way."""
+    try:
+        most, taken = limit.read_text().strip(), int(used.read_text())
+        counts = dict(line.split() for line in stat.read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return None if most == "max" else int(most) - taken + int(counts.get("inactive_file", 0))

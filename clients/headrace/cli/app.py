@@ -50,6 +50,8 @@ headrace submit minilm "water flows downhill"
 
 headrace submit sentiment - --json < texts.txt
 
+headrace submit smollm2 "Where does water flow?" --stream
+
 headrace batch minilm texts.jsonl -o vectors.jsonl
 
 headrace results minilm MY-INBOX --follow

@@ -52,11 +52,19 @@ def result_fields(result: Result, tensors: TensorFormat = TensorFormat.LIST) -> 
     """A whole result, of any status; an output that JSON has no words for becomes an error."""
     head = {"id": result.id, "model": result.model, "status": str(result.status), "cursor": result.cursor}
     if not result.ok:
-        return head | {"error": failure_fields(failure_of(result))}
+        return head | {"error": failure_fields(failure_of(result))} | _partial(result, tensors)
     try:
         return head | answer_fields(result, tensors)
     except ValueError as error:
         return head | {"error": failure_fields(Failure(code="not_finite", message=str(error)))}
+
+
+def _partial(result: Result, tensors: TensorFormat) -> dict[str, Any]:
+    """What there is of the answer to a job that ended before its time."""
+    try:
+        return {} if result.output is None else {"partial": _plain(result.output, tensors)}
+    except ValueError:  # JSON has no words for it
+        return {}
 
 
 def failure_of(result: Result) -> Failure:

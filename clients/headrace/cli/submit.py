@@ -27,6 +27,7 @@ from headrace.cli.output import CommandError, Exit, Output, describe, report
 from headrace.cli.preflight import require_model
 from headrace.cli.rendering import render_result, result_fields
 from headrace.cli.running import run_to_end
+from headrace.cli.streaming import stream_jobs
 from headrace.errors import ResultGoneError, ResultTimeoutError, WireError
 from headrace.messages.job import Job, Receipt
 from headrace.messages.result import Result
@@ -43,6 +44,7 @@ _JobId = Annotated[str | None, typer.Option("--id", metavar="ID", help="The job'
 _Deadline = Annotated[float | None, typer.Option("--deadline-s", help="Seconds after which an answer is of no use.")]
 _Inbox = Annotated[str | None, typer.Option("--inbox", metavar="NAME", help="Also leave the answers in this inbox.")]
 _Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the answers and print them.")]
+_Stream = Annotated[bool, typer.Option("--stream", help="Show texts as they are generated; Ctrl-C cancels the jobs.")]
 _Timeout = Annotated[float, typer.Option("--timeout-s", min=0.0, callback=finite, help="How long to wait, in all.")]
 
 
@@ -51,6 +53,7 @@ class _Waiting:
     """Whether answers are waited for, and how long."""
 
     wanted: bool
+    streamed: bool
     timeout_s: float
 
 
@@ -66,14 +69,17 @@ def submit(
     inbox: _Inbox = None,
     param: Params = None,
     wait: _Wait = True,
+    stream: _Stream = False,
     timeout_s: _Timeout = 60.0,
     redis_url: RedisUrl = None,
     as_json: AsJson = False,
 ) -> int:
     """Submit texts to MODEL and print the answers.
 
-    With --json, one object for each text, in order.
+    With --json, one object for each text, in order; with --stream also one for each chunk, as they come.
     """
+    if stream and not wait:
+        raise typer.BadParameter("what nobody waits for cannot be shown", param_hint="--stream")
     inputs = _inputs(texts or [])
     options: dict[str, Any] = {
         "priority": priority,
@@ -87,7 +93,7 @@ def submit(
             raise typer.BadParameter("an id names one job, and there are several texts", param_hint="--id")
         options["id"] = job_id
     jobs = [Job(model=model, input=text, inbox=inbox, **options) for text in inputs]
-    return run_to_end(_submit(redis_url, jobs, _Waiting(wait, timeout_s), output=Output(as_json=as_json)))
+    return run_to_end(_submit(redis_url, jobs, _Waiting(wait, stream, timeout_s), output=Output(as_json=as_json)))
 
 
 def _inputs(texts: Sequence[str]) -> list[str]:
@@ -120,6 +126,8 @@ def _lines_of_stdin() -> list[str]:
 async def _submit(redis_url: str | None, jobs: Sequence[Job], waiting: _Waiting, *, output: Output) -> Exit:
     async with AsyncClient(redis_url) as client:
         await require_model(client, jobs[0].model)
+        if waiting.streamed:
+            return await stream_jobs(client, jobs, timeout_s=waiting.timeout_s, output=output)
         until = asyncio.get_running_loop().time() + waiting.timeout_s
         receipts = await _hand_over(client, jobs, timeout_s=waiting.timeout_s)
         if not waiting.wanted:

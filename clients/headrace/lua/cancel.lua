@@ -7,7 +7,8 @@
 --
 -- A request stands in the record, so it outlives routers; the stream `c` tells those that live.
 local prefix, body = KEYS[1], ARGV[1]
-local retention = redis.call('HGET', prefix .. 'meta', 'retention_ms') or '3600000'
+local meta = redis.call('HMGET', prefix .. 'meta', 'retention_ms', 'streams')
+local retention, streams = meta[1] or '3600000', meta[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -18,6 +19,7 @@ local function finish(lane, envelope)
   redis.call('PEXPIRE', box, retention)
   redis.call('SET', prefix .. 'j:' .. id,
     string.format('cancelled %s %s %.0f %s', lane, answer, now, envelope), 'PX', retention)
+  if streams then redis.call('DEL', prefix .. 's:' .. id) end
   redis.call('HINCRBY', prefix .. 'cnt', 'cancelled', 1)
   if redis.call('HINCRBY', prefix .. 'ten', tenant, -1) <= 0 then
     redis.call('HDEL', prefix .. 'ten', tenant)

@@ -5,7 +5,8 @@ the two halves of a job on the wire, `lane` and `inbox` the stream entries (docs
 `batch` is what a router sends to a replica and hears back.
 """
 
-from headrace.messages.batch import Batch, BatchOutcome, Fate
+from headrace.messages.batch import Batch, BatchOutcome, Fate, JobOutcomes
+from headrace.messages.chunk import Chunk, pack_chunk, unpack_chunk
 from headrace.messages.envelope import WIRE_VERSION, Envelope
 from headrace.messages.inbox import InboxEntry, pack_answer, pack_failure
 from headrace.messages.job import CancelOutcome, Job, Priority, Receipt, SubmitOutcome
@@ -20,11 +21,13 @@ __all__ = [
     "Batch",
     "BatchOutcome",
     "CancelOutcome",
+    "Chunk",
     "Envelope",
     "Failure",
     "Fate",
     "InboxEntry",
     "Job",
+    "JobOutcomes",
     "JobState",
     "JobStatus",
     "LaneEntry",
@@ -36,7 +39,9 @@ __all__ = [
     "SubmitOutcome",
     "Tensor",
     "pack_answer",
+    "pack_chunk",
     "pack_failure",
     "pack_payload",
+    "unpack_chunk",
     "unpack_payload",
 ]

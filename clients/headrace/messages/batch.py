@@ -1,6 +1,7 @@
 """What a router sends to a replica, and what it hears back: one message each way for a whole batch.
 
-Both are msgpack arrays of plain values, packed once: payloads pass through as the bytes they came in.
+A replica that generates ends jobs one by one, and tells of each as it ends: many small messages back. All of them are
+msgpack arrays of plain values, packed once: payloads pass through as the bytes they came in.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from headrace.codec import pack, unpack
 from headrace.errors import DecodeError
 from headrace.messages.lane import LaneEntry
 
-__all__ = ["Batch", "BatchOutcome", "Fate"]
+__all__ = ["Batch", "BatchOutcome", "Fate", "JobOutcomes"]
 
 
 class Fate(IntEnum):
@@ -81,6 +82,38 @@ class BatchOutcome:
         if len(fates) != len(tokens) or any(type(number) is not int for number in (*fates, *tokens)):
             raise DecodeError("an outcome has a fate and a number of tokens for each job")
         return cls(fates, tokens, run_s)
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutcomes:
+    """Which jobs of a batch have ended since the last of these. Without any it is a sign of life."""
+
+    numbers: Sequence[int]
+    """Their places in the batch, from 0."""
+    fates: Sequence[int]
+    """`Fate` values, one for each."""
+    tokens: Sequence[int]
+    """Tokens that each took, prompt and answer together; 0 if it never ran."""
+    computed: bool
+    """Whether the replica's engine has done a step since it has this batch."""
+
+    def to_bytes(self) -> bytes:
+        """The packed message."""
+        return pack([self.numbers, self.fates, self.tokens, self.computed])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read a packed message.
+
+        Raises:
+            DecodeError: it is not one.
+        """
+        numbers, fates, tokens, computed = _array(data, [list, list, list, bool])
+        if not len(numbers) == len(fates) == len(tokens):
+            raise DecodeError("each job that ended has a fate and a number of tokens")
+        if any(type(number) is not int for number in (*numbers, *fates, *tokens)):
+            raise DecodeError("jobs, fates and tokens are whole numbers")
+        return cls(numbers, fates, tokens, computed)
 
 
 def _array(data: bytes, kinds: list[type]) -> list[Any]:

@@ -6,7 +6,8 @@
        ``dead``, of which a job gets exactly one, or ``chunk``
 ``r``  body, a msgpack map: for ``ok`` ``output`` or ``tensor`` and optionally ``input_tokens``,
        ``queued_ms``, ``run_ms``, ``variant``; for the other terminal entries ``code``, ``message``,
-       ``hint``, ``retryable``
+       ``hint``, ``retryable`` and optionally ``partial``, an output as far as it got; for a chunk
+       see `headrace.messages.chunk`
 =====  ========================================================================================
 """
 
@@ -49,10 +50,17 @@ def pack_answer(
     return pack(body)
 
 
-def pack_failure(code: FailureCode, message: str, *, hint: str = "", retryable: bool = False) -> bytes:
-    """The body of a terminal entry that is not `ok`. `message` is cut to 2,000 characters."""
+def pack_failure(
+    code: FailureCode, message: str, *, hint: str = "", retryable: bool = False, partial: Any = None
+) -> bytes:
+    """The body of a terminal entry that is not `ok`. `message` is cut to 2,000 characters.
+
+    Args:
+        partial: the output as far as it got, if there is something of it.
+    """
     message, hint = (text[:2000].encode("utf-8", "replace").decode() for text in (message, hint))
-    return pack({"code": str(code), "message": message, "hint": hint, "retryable": retryable})
+    body = {"code": str(code), "message": message, "hint": hint, "retryable": retryable}
+    return pack(body if partial is None else body | {"partial": partial})
 
 
 class InboxEntry(NamedTuple):
@@ -99,7 +107,7 @@ class InboxEntry(NamedTuple):
             raise DecodeError(f"the body of inbox entry {self.entry_id} is not a map")
         try:
             status = _STATUSES.get(self.status) or Status(self.status)
-            parts = _parts_of_answer(body) if status is Status.OK else {"failure": Failure.model_validate(body)}
+            parts = _parts_of_answer(body) if status is Status.OK else _parts_of_failure(body)
             parts |= {
                 "model": model,
                 "id": self.job_id,
@@ -124,3 +132,7 @@ def _parts_of_answer(body: dict[str, Any]) -> dict[str, Any]:
     if "tensor" in body:
         body["output"] = Tensor.model_validate(body.pop("tensor"))
     return body
+
+
+def _parts_of_failure(body: dict[str, Any]) -> dict[str, Any]:
+    return {"output": body.pop("partial", None), "failure": Failure.model_validate(body)}

@@ -133,7 +133,7 @@ class Result(_Message):
     cursor: str
     """The entry id in the inbox: `results(..., after=cursor)` goes on behind this one."""
     output: Any = None
-    """A `Tensor`, or plain data; None unless the status is ok."""
+    """A `Tensor`, or plain data. None unless the status is ok, or a generation had begun: then what there is of it."""
     failure: Failure | None = None
     input_tokens: Annotated[int, Field(ge=0)] = 0
     queued_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -145,8 +145,16 @@ class Result(_Message):
 
     @property
     def ok(self) -> bool:
-        """Whether there is an output."""
+        """Whether it was answered."""
         return self.status is Status.OK
+
+    @property
+    def text(self) -> str | None:
+        """What was generated, of the first choice and as far as it got; None if the output is not a generation."""
+        match self.output:
+            case {"choices": [{"text": str() as text}, *_]}:
+                return text
+        return None
 
     def unwrap(self) -> Any:
         """The output.

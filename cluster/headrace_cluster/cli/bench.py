@@ -76,6 +76,28 @@ def compression(
 
 
 @bench.command()
+def generate(
+    *,
+    quick: _Quick = False,
+    peers: _Peers = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A path or a hub id; else the package SmolLM2-135M-Instruct.")
+    ] = None,
+    only: Annotated[str, typer.Option("--only", help="One part: peers, prefix or system.")] = "",
+    as_json: AsJson = False,
+) -> int:
+    """New tokens a second of a language model: beside llama.cpp and transformers, and through the whole system."""
+    from headrace_cluster.bench.generate import PARTS, GeneratePlan, run_generate
+
+    if only not in ("", *PARTS):
+        raise typer.BadParameter(f"{only!r} is none of {', '.join(PARTS)}", param_hint="--only")
+    plan = GeneratePlan.quick(peers) if quick else GeneratePlan(peers=peers)
+    with steps(as_json=as_json) as say:
+        report = run_generate(plan, say, model=model, only=only)
+    return _tell(report.to_json(), as_json=as_json)
+
+
+@bench.command()
 def engine(
     *,
     quick: _Quick = False,

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from headrace.cli.options import AsJson
 from headrace.cli.output import CommandError, Exit, Output
+from headrace_cluster.cli.demo_chat import CHAT_MODEL, chat, chat_config
 from headrace_cluster.cli.steps import steps
 
 if TYPE_CHECKING:
@@ -35,15 +36,22 @@ _Name = Annotated[str | None, typer.Option("--model", help="A folder or a hub id
 def demo(*, texts: _Texts = 2_400, model: _Name = None, as_json: AsJson = False) -> int:
     """Quantize a model, serve it, embed real texts through `headrace batch`, and check the answers.
 
-    Everything is real: a Redis-compatible server, Ray Serve with a router and two replicas, int8 kernels.
+    Then a language model answers a few prompts at once, streamed. Everything is real: a Redis-compatible server,
+    Ray Serve with routers and replicas, int8 kernels.
     """
     output = Output(as_json=as_json)
     with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
         report = _run(Path(folder), texts, model, output)
     output.emit(report)
     output.show(*_summary(report))
-    healthy = report["lost"] == report["doubled"] == 0 and report["finished"] == report["submitted"]
-    return Exit.DONE if healthy and report["cosine_mean"] >= 0.99 else Exit.FAILED
+    return Exit.DONE if _healthy(report) else Exit.FAILED
+
+
+def _healthy(report: dict[str, Any]) -> bool:
+    """Whether every job of both models was answered once, and the embeddings are those of fp32."""
+    astray = sum(report[name] for name in ("lost", "doubled", "prompts_lost", "prompts_doubled"))
+    ended = [(report["finished"], report["submitted"]), (report["prompts_answered"], report["prompts"])]
+    return astray == 0 and all(done == asked for done, asked in ended) and bool(report["cosine_mean"] >= 0.99)
 
 
 def _run(folder: Path, count: int, model: str | None, output: Output) -> dict[str, Any]:
@@ -58,7 +66,7 @@ def _run(folder: Path, count: int, model: str | None, output: Output) -> dict[st
         say("quantizing the model to int8")
         artifact = folder / "artifact"
         metrics = build_artifact(source, artifact, task="embedding").manifest.metrics
-        say("starting a server, Ray, a router and two replicas")
+        say("starting a server, Ray, routers and replicas of two models")
         service = LocalService(_config(artifact))
         service.__enter__()
     try:
@@ -68,6 +76,7 @@ def _run(folder: Path, count: int, model: str | None, output: Output) -> dict[st
             say("the same texts in fp32, to compare")
             report |= _compare(source, folder, texts)
             report["neighbours"] = asyncio.run(_neighbours(service.url, folder, texts))
+        report |= chat(service, output)
     finally:
         service.__exit__(None, None, None)
     return report | {"artifact": metrics}
@@ -82,7 +91,8 @@ def _config(artifact: Path) -> Any:
                 _MODEL: {
                     "engine": {"kind": "encoder", "model": str(artifact), "overlong": "truncate"},
                     "pools": [{"replicas": 2}],
-                }
+                },
+                CHAT_MODEL: chat_config(),
             }
         }
     )
@@ -169,6 +179,11 @@ async def _neighbours(url: str, folder: Path, texts: Sequence[str]) -> list[dict
     return found
 
 
+def _lost_and_doubled(report: dict[str, Any]) -> str:
+    """Of both models' jobs together."""
+    return f"{report['lost'] + report['prompts_lost']}, {report['doubled'] + report['prompts_doubled']}"
+
+
 def _summary(report: dict[str, Any]) -> list[Any]:
     """What a person is shown at the end."""
     figures = Table("figure", "value", title="headrace demo")
@@ -179,7 +194,8 @@ def _summary(report: dict[str, Any]) -> list[Any]:
         ("padding avoided", f"{report['padding_avoided']:.0%} of what batches of 32 would have computed"),
         ("agreement with fp32", f"cosine {report['cosine_mean']:.4f} on average, {report['cosine_min']:.4f} at worst"),
         ("audit", f"submitted {report['submitted']:,} = finished {report['finished']:,}"),
-        ("lost, doubled", f"{report['lost']}, {report['doubled']}"),
+        ("prompts answered", f"{report['prompts_answered']} of {report['prompts']}, in {report['chat_s']:.1f} s"),
+        ("lost, doubled", _lost_and_doubled(report)),
     ):
         figures.add_row(name, value)
     nearest = Table("sentence", "nearest of the texts", "cosine")

@@ -16,14 +16,24 @@ from headrace_cluster.settings import load_config
 
 @pytest.fixture(scope="package")
 def service() -> Iterator[LocalService]:
-    """Hosts `echo` twice, `hot` in two shards, `minilm` in int8, and `fragile`, which does what its jobs ask for.
+    """Hosts `echo` twice, `hot` in two shards, `minilm` in int8, `fragile`, which does what its jobs ask for, and
+    `words`, which generates them, twice.
 
     Of the four cores that it claims it leaves a fifth of one to what a test deploys beside it.
     """
     config = load_config(
         {
             "models": {
-                "echo": {"engine": {"kind": "echo"}, "pools": [{"replicas": 2, "cpus": 0.3}]},
+                "echo": {"engine": {"kind": "echo"}, "pools": [{"replicas": 2, "cpus": 0.2}]},
+                "words": {
+                    "engine": {
+                        "kind": "custom",
+                        "target": "support.decoders:FakeDecoder",
+                        "options": {"slots": 16, "step_s": 0.01},
+                        "slots": 16,
+                    },
+                    "pools": [{"replicas": 2, "cpus": 0.1}],
+                },
                 "hot": {"engine": {"kind": "echo"}, "shards": 2, "pools": [{"cpus": 0.2}]},
                 "minilm": {"engine": {"kind": "encoder", "model": str(packaged_encoder())}},
                 "fragile": {

@@ -40,6 +40,7 @@ _COPIED: Final = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
+    "chat_template.jinja",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",

@@ -16,24 +16,28 @@ from headrace_workers.engines.base import Engine
 __all__ = ["load_engine"]
 
 _METHODS: Final = ("prepare", "run", "example")
+_STEPPING: Final = ("start", "step", "cancel")
 
 
-def load_engine(target: str, options: Mapping[str, Any]) -> Engine:
-    """Construct `package.module:ClassName` with `options` as keyword arguments.
+def load_engine(target: str, options: Mapping[str, Any], *, generates: bool = False) -> Engine:
+    """Construct `package.module:ClassName` with `options` as keyword arguments; `generates`: a `StepEngine`.
 
     Raises:
-        ModelLoadError: it cannot be imported or constructed, or is no `Engine`; the message says what it lacks.
+        ModelLoadError: it cannot be imported or constructed, or is no such engine; the message says what it lacks.
     """
     kind = _imported(target)
     try:
         engine = kind(**options)
     except Exception as error:  # it is the user's code
         raise ModelLoadError(f"{target}(**{dict(options)!r}) failed: {type(error).__name__}: {error}") from error
-    lacking = [name for name in _METHODS if not callable(getattr(engine, name, None))]
+    needed, contract = (_METHODS + _STEPPING, "StepEngine") if generates else (_METHODS, "Engine")
+    lacking = [name for name in needed if not callable(getattr(engine, name, None))]
     if not hasattr(engine, "info"):
         lacking.append("info")
     if lacking:
-        raise ModelLoadError(f"{target} is no Engine: it lacks {', '.join(lacking)} (see headrace_workers.Engine)")
+        raise ModelLoadError(
+            f"{target} is no {contract}: it lacks {', '.join(lacking)} (see headrace_workers.{contract})"
+        )
     checked: Engine = engine
     return checked
 

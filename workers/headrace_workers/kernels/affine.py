@@ -23,7 +23,15 @@ from headrace_workers.kernels.library import Affine, native_library, support
 from headrace_workers.kernels.linear import LinearKernel, Run
 from headrace_workers.kernels.weights import Activation, AffineWeight, Int8Weight, Shape
 
-__all__ = ["NATIVE_AFFINE", "NativeAffineKernel", "affine_failure", "affine_kernels", "requantized"]
+__all__ = [
+    "NATIVE_AFFINE",
+    "NativeAffineKernel",
+    "PackedAffine",
+    "affine_failure",
+    "affine_kernels",
+    "pack_affine",
+    "requantized",
+]
 
 NATIVE_AFFINE: Final = "native_affine"
 _PANEL: Final = 64
@@ -42,7 +50,7 @@ class _Order(IntEnum):
     MIDDLE_NIBBLES = 2
 
 
-class _PackedAffine(NamedTuple):
+class PackedAffine(NamedTuple):
     """A weight in the native kernel's order."""
 
     struct: Affine
@@ -69,13 +77,13 @@ class NativeAffineKernel:
 
     def prepare(self, weight: AffineWeight) -> Run:
         """Pack the weight and bind it."""
-        return _NativeLayer(_packed(weight))
+        return _NativeLayer(pack_affine(weight))
 
 
 class _NativeLayer:
     """A packed layer as a function."""
 
-    def __init__(self, packed: _PackedAffine) -> None:
+    def __init__(self, packed: PackedAffine) -> None:
         self._packed = packed
         self._address = ctypes.addressof(packed.struct)
         self._outputs = packed.struct.outputs
@@ -89,7 +97,8 @@ class _NativeLayer:
         return y
 
 
-def _packed(weight: AffineWeight) -> _PackedAffine:
+def pack_affine(weight: AffineWeight) -> PackedAffine:
+    """The weight as the native kernels take it."""
     outputs, inputs = weight.codes.shape
     group = weight.group or inputs
     order, codes = _ordered(weight, group)
@@ -98,7 +107,7 @@ def _packed(weight: AffineWeight) -> _PackedAffine:
         bias[:outputs] = weight.bias
     tensors = (_by_panel(codes), _by_panel(weight.scale), _by_panel(weight.zeros), bias)
     pointers = (tensor.data_ptr() for tensor in tensors)
-    return _PackedAffine(Affine(outputs, inputs, group, order, *pointers, weight.activation.number), tensors)
+    return PackedAffine(Affine(outputs, inputs, group, order, *pointers, weight.activation.number), tensors)
 
 
 def _ordered(weight: AffineWeight, group: int) -> tuple[int, Tensor]:

@@ -22,7 +22,7 @@ __all__ = ["Affine", "Attention", "Block", "Isa", "Library", "Linear", "Norm", "
 log = logging.getLogger(__name__)
 
 _PATH: Final = Path(__file__).parent / "native" / "headrace_kernels.so"
-_ABI: Final = 2
+_ABI: Final = 3
 _VARIABLE: Final = "HEADRACE_ISA"
 
 
@@ -128,6 +128,8 @@ class Library:
         self.attention.argtypes = [pointer, integer]
         self.block = native.hr_block_run
         self.block.argtypes = [pointer, pointer, long, pointer, long, pointer, integer, integer]
+        self.decoder = native.hr_decoder_run
+        self.decoder.argtypes = [pointer, pointer, integer, integer]
 
 
 class Support(NamedTuple):

@@ -18,7 +18,7 @@ __all__ = ["ModelSource", "find_source"]
 
 log = logging.getLogger(__name__)
 
-_FROM_HUB: Final = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_FROM_HUB: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
 """What is fetched from a hub: no pickles, no code."""
 
 _TASK_OF_HEAD: Final[dict[str, Task]] = {

@@ -76,18 +76,22 @@ def round_to_nearest(weight: Tensor) -> tuple[Tensor, Tensor]:
     return values, scale
 
 
-def quantize_model(model: nn.Module, *, left_alone: Sequence[str] = LEFT_ALONE) -> QuantizationReport:
+def quantize_model(
+    model: nn.Module, *, left_alone: Sequence[str] = LEFT_ALONE, stage: Quantize | None = None
+) -> QuantizationReport:
     """Replace the model's linear layers and large embedding tables, in place, one after the other.
 
     Args:
         model: any torch module; its weights are let go of as they are replaced.
         left_alone: patterns (`fnmatch`) of the names of modules that are not touched.
+        stage: how, in place of `left_alone`; rounded to nearest and never calibrated, whatever it says.
     """
     report = QuantizationReport(bytes_before=resident_bytes(model))
-    stage = Quantize(left_alone=None if left_alone is LEFT_ALONE else list(left_alone))
+    if stage is None:
+        stage = Quantize(left_alone=None if left_alone is LEFT_ALONE else list(left_alone))
     plan = plan_of(model, stage)
-    for name in plan.linears:
-        _install_linear(model, name, nearest(_linear(model, name), stage.weights), report)
+    for name, scheme in plan.linears.items():
+        _install_linear(model, name, nearest(_linear(model, name), scheme), report)
     _install_tables(model, plan, report)
     report.skipped = plan.skipped
     report.bytes_after = resident_bytes(model)

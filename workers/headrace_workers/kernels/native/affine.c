@@ -249,6 +249,12 @@ HR_AVX512 static int run_panels(const hr_affine *layer, const batch *b, int64_t 
     return 0;
 }
 
+int hr_affine_columns(const hr_affine *layer, const float *x, int64_t x_stride, int64_t rows, float *y,
+                      int64_t y_stride, int64_t first, int64_t last) {
+    const batch b = {x, x_stride, rows, y, y_stride};
+    return rows ? run_panels(layer, &b, first / PANEL, hr_round_up(last, PANEL) / PANEL) : 0;
+}
+
 /* y = activation(x @ weight.T + bias) for `rows` rows. Strides are in floats. Returns 0, or -1 when memory is out. */
 HR_EXPORT int hr_affine_run(const hr_affine *layer, const float *x, int64_t x_stride, int64_t rows, float *y,
                             int64_t y_stride, int threads) {

@@ -13,7 +13,7 @@
 #define HR_INLINE static inline __attribute__((always_inline))
 
 /* Grows when a struct or a function's meaning changes; Python refuses a library of another number. */
-enum { HR_ABI = 2 };
+enum { HR_ABI = 3 };
 
 enum hr_isa { HR_NONE = 0, HR_VNNI = 1, HR_AMX = 2 };
 
@@ -74,9 +74,50 @@ typedef struct {
     float scale;
 } hr_block;
 
+/* A layer of either kind: which one, then both, of which only that one is filled in. */
+typedef struct {
+    int64_t few_bit;
+    hr_linear int8;
+    hr_affine affine;
+} hr_layer;
+
+/* One layer of a Llama-shaped decoder. `up` has gate and up in turn, 16 outputs of the one, 16 of the other. */
+typedef struct {
+    hr_layer qkv, out, up, down;
+    const float *attention_norm, *feed_forward_norm;
+    const float *query_norm, *key_norm; /* [head_dim]; NULL where heads are not normalized */
+    int64_t heads, kv_heads, middle;
+    int64_t window;           /* how many tokens a token sees, itself included; 0: all before it */
+    uint16_t *cache;          /* fp16 [pages][kv_heads]: keys [head_dim][32], then values [32][head_dim] */
+} hr_decoder_layer;
+
+typedef struct {
+    const hr_decoder_layer *layers;
+    int64_t depth, width, head_dim;
+    int64_t most_qkv, most_middle; /* outputs of the widest layer's `qkv`, and its feed-forward's width */
+    float eps, scale;
+    const float *table;       /* [vocabulary, width]; NULL where `table_codes` with a scale for each row stand for it */
+    const int8_t *table_codes;
+    const float *table_scale;
+    const float *final_norm;
+    hr_layer head;
+    const float *cosines, *sines; /* [positions, head_dim / 2] */
+} hr_decoder;
+
+/* What one pass computes: sequence s has rows starts[s] .. starts[s + 1], the first of them at positions[s]. */
+typedef struct {
+    const int32_t *tokens, *starts, *positions;
+    const int32_t *pages;     /* [sequences, page_stride] */
+    int64_t sequences, page_stride;
+    const int32_t *wanted;    /* rows whose logits are asked for */
+    int64_t wanted_rows;
+    float *logits;            /* [wanted_rows, vocabulary], rows `logits_stride` floats apart */
+    int64_t logits_stride;
+} hr_decoder_step;
+
 /* The calling thread's scratch memory number `slot`, at least `bytes` large, 64-byte aligned. It keeps its size until
  * the thread ends, so a hot path never allocates. NULL when memory is out. */
-enum hr_slot { HR_SLOT_QUANTIZED, HR_SLOT_ATTENTION, HR_SLOT_ROWS, HR_SLOT_SHARED, HR_SLOT_PANEL, HR_SLOTS };
+enum hr_slot { HR_SLOT_QUANTIZED, HR_SLOT_ATTENTION, HR_SLOT_ROWS, HR_SLOT_SHARED, HR_SLOT_PANEL, HR_SLOT_STEP, HR_SLOTS };
 void *hr_scratch(enum hr_slot slot, size_t bytes);
 
 HR_INLINE int64_t hr_round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -89,5 +130,11 @@ int hr_linear_rows(const hr_linear *layer, const float *x, int64_t x_stride, int
 int hr_linear_run(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t y_stride,
                   int isa, int threads);
 int hr_attention_run(const hr_attention *attention, int threads);
+
+/* Outputs [first, last) of a layer for all rows, on the calling thread; `first` is a multiple of 64. */
+int hr_linear_columns(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y,
+                      int64_t y_stride, int64_t first, int64_t last, enum hr_isa isa);
+int hr_affine_columns(const hr_affine *layer, const float *x, int64_t x_stride, int64_t rows, float *y,
+                      int64_t y_stride, int64_t first, int64_t last);
 
 #endif

@@ -241,6 +241,16 @@ HR_AMX_TARGET static void configure_tiles(void) {
 
 HR_AMX_TARGET static void release_tiles(void) { _tile_release(); }
 
+/* The two kilobytes of weights that the next 32 outputs need where these are at `at`. Tiles are loaded line by line and
+ * wait for each, and the processor does not guess the next column in time. */
+HR_AMX_TARGET HR_INLINE void fetch_next(const int8_t *at, int64_t kp) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+        _mm_prefetch((const char *)(at + 2 * kp * 16 + 64 * i), _MM_HINT_T1);
+        _mm_prefetch((const char *)(at + 3 * kp * 16 + 64 * i), _MM_HINT_T1);
+    }
+}
+
 /* 16 or 32 rows x 32 outputs of sums into `sums` (32 x 32). Rows beyond p->rows are there but mean nothing. */
 HR_AMX_TARGET HR_INLINE void amx_sums(const product *p, int64_t row, int64_t column, const int two, int32_t *sums) {
     const int64_t kp = p->kp;
@@ -253,6 +263,7 @@ HR_AMX_TARGET HR_INLINE void amx_sums(const product *p, int64_t row, int64_t col
         _tile_zero(3);
     }
     for (int64_t k = 0; k < kp; k += 64) {
+        if (row == 0) fetch_next(w + k * 16, kp);
         _tile_loadd(4, a + k, kp);
         _tile_loadd(6, w + k * 16, 64);
         _tile_dpbssd(0, 4, 6);
@@ -331,6 +342,12 @@ int hr_linear_rows(const hr_linear *layer, const float *x, int64_t x_stride, int
                    enum hr_isa isa) {
     const batch all = {x, x_stride, rows, y, y_stride};
     return run_batch(layer, &all, 0, layer->outputs, isa, 0);
+}
+
+int hr_linear_columns(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y,
+                      int64_t y_stride, int64_t first, int64_t last, enum hr_isa isa) {
+    const batch all = {x, x_stride, rows, y, y_stride};
+    return first < last ? run_batch(layer, &all, first, last, isa, 0) : 0;
 }
 
 /* Whether every 16 answers are a cache line of their own, and there are too many of them to keep. */

@@ -1,0 +1,261 @@
+"""A replica that generates: batches of jobs in, tokens and answers written to Redis, fates out as jobs end.
+
+Three places work beside each other: one thread prepares jobs, another has the engine step, and the event loop writes
+what the steps brought. A job belongs to whoever started it last: that is how a stream goes on when its replica or its
+router died, and why a replica that was merely slow writes nothing more of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any
+
+from headrace.answers import begin_jobs
+from headrace.codec import unpack
+from headrace.connection import commands
+from headrace.errors import DecodeError, FailureCode
+from headrace.messages import Batch, Fate, JobOutcomes
+from headrace.scripts import Begun, ChunkOutcome, Started, StartOutcome, new_owner
+from headrace.tasks import end_task
+from headrace_workers.batch_jobs import prepare_jobs
+from headrace_workers.engines.base import ItemError
+from headrace_workers.engines.stepping import StepEngine
+from headrace_workers.generation.batch_call import BatchCall
+from headrace_workers.generation.cancels import CancelReader
+from headrace_workers.generation.decode_loop import DecodeLoop, Happening
+from headrace_workers.generation.outbox import Outbox
+from headrace_workers.generation.served_job import ServedJob
+from headrace_workers.heard_clock import HeardClock
+from headrace_workers.turns import Turns
+
+__all__ = ["DecoderReplica"]
+
+log = logging.getLogger("headrace.replica")
+
+
+class DecoderReplica:
+    """Hosts one engine that generates, for the jobs of one model, whichever of its shards they are in.
+
+    Args:
+        model: the name under which producers know it.
+        engine: runs the jobs.
+        redis_url: where chunks and answers go.
+    """
+
+    def __init__(self, model: str, engine: StepEngine, *, redis_url: str) -> None:
+        self.model = model
+        self.engine = engine
+        self._url = redis_url
+        self._redis = commands(redis_url)
+        self._clock = HeardClock()
+        self._turns = Turns()
+        self._jobs: dict[tuple[str, str], ServedJob] = {}
+        self._calls: set[BatchCall] = set()
+        self._cancels: dict[str, CancelReader] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._outbox = Outbox(
+            self._redis, engine.info.variant, refused=self._refused, cancelled=self._cancel, ended=self._ended
+        )
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="headrace-prepare")
+        self._decoding = DecodeLoop(engine, now_s=self._now_s, happened=self._happened, broke=self._broke)
+
+    def _now_s(self) -> float:
+        return self._clock.now_s(time.monotonic())
+
+    async def stream(self, message: bytes) -> AsyncGenerator[bytes]:
+        """Run the jobs of a packed `Batch`; packed `JobOutcomes` as they end, and now and then as a sign of life.
+
+        Jobs go on when nobody listens any more: whoever gets them next takes them over by starting them.
+
+        Raises:
+            DecodeError: the message is no batch.
+        """
+        batch = Batch.from_bytes(message)
+        now_s = time.monotonic()
+        self._clock.hear(batch.now_ms / 1000, now_s)
+        size = len(batch.entries)
+        if not self._turns.enter(now_s, alone=batch.alone):
+            yield JobOutcomes(list(range(size)), [Fate.RETURNED] * size, [0] * size, computed=False).to_bytes()
+            return
+        call = self._new_call(size)
+        self._spawn(self._begin(batch, call), lambda error: self._give_up(call, error))
+        async with aclosing(call.messages()) as messages:
+            async for outcomes in messages:
+                yield outcomes
+
+    def _new_call(self, size: int) -> BatchCall:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._write()
+        rounds = -1
+
+        def alive() -> bool:
+            nonlocal rounds
+            before, rounds = rounds, self._decoding.rounds
+            return self._decoding.idle or rounds != before
+
+        def over() -> None:
+            self._calls.discard(call)
+            self._turns.leave()
+
+        call = BatchCall(size, alive=alive, over=over)
+        self._calls.add(call)
+        return call
+
+    def _write(self) -> None:
+        """Have the outbox write; one that failed had jobs that are given up, and goes on for others."""
+
+        def failed(error: BaseException) -> None:
+            self._fail_all(error)
+            self._write()
+
+        self._spawn(self._outbox.run(), failed)
+
+    # -- beginning ------------------------------------------------------------------------------------------
+
+    async def _begin(self, batch: Batch, call: BatchCall) -> None:
+        """Prepare the jobs of a batch and have them join the others."""
+        loop = asyncio.get_running_loop()
+        jobs = await loop.run_in_executor(self._preparing, self._prepare, batch, call)
+        for job in jobs:
+            if job.error is not None:
+                job.started_s = job.ended_s = self._now_s()
+                self._outbox.end(job)
+        ready = [job for job in jobs if job.error is None]
+        if not ready:
+            return
+        await self._follow_cancels(batch.model)
+        for job in ready:
+            if (former := self._jobs.get(job.key)) is not None:
+                self._let_go(former, Fate.LATE)
+            self._jobs[job.key] = job
+        begun = [Begun(job.entry.lane, job.entry.entry_id, job.envelope.job_id, job.streams) for job in ready]
+        for job, started in zip(ready, await begin_jobs(self._redis, batch.model, ready[0].owner, begun), strict=True):
+            self._join(job, started)
+
+    def _prepare(self, batch: Batch, call: BatchCall) -> list[ServedJob]:
+        owner = new_owner(batch.now_ms)
+        jobs = []
+        for number, (entry, item) in enumerate(
+            zip(batch.entries, prepare_jobs(self.engine, batch.entries), strict=True)
+        ):
+            job = ServedJob(call, number, batch.model, entry, entry.envelope, owner)
+            if isinstance(item, ItemError):
+                job.error = item
+            else:
+                job.item = item
+            jobs.append(job)
+        return jobs
+
+    def _join(self, job: ServedJob, started: Started) -> None:
+        if job.dropped:
+            return
+        if started.outcome is StartOutcome.NOT_YOURS:
+            self._let_go(job, Fate.LATE)
+            return
+        job.cancelled |= started.outcome is StartOutcome.CANCELLING
+        try:
+            job.delivered = [unpack(chunk) for chunk in started.chunks]
+        except DecodeError as error:
+            job.error = ItemError(FailureCode.ENGINE_FAILED, f"a chunk that was delivered before {error.reason}")
+            self._outbox.end(job)
+            return
+        job.written = len(job.delivered)
+        self._decoding.start(job)
+
+    async def _follow_cancels(self, model: str) -> None:
+        reader = self._cancels.get(model)
+        if reader is None:
+            reader = CancelReader(self._url, model, lambda job_id: self._cancel_named(model, job_id))
+            self._cancels[model] = reader
+            self._spawn(reader.run(), self._fail_all)
+        await reader.ready()
+
+    # -- while they run ---------------------------------------------------------------------------------------
+
+    def _happened(self, news: list[Happening], fresh: list[ServedJob]) -> None:
+        """On the decode thread: what a step brought goes over to the event loop."""
+        self._call_over(self._take, news, fresh)
+
+    def _broke(self, error: Exception) -> None:
+        self._call_over(self._fail_all, error)
+
+    def _call_over(self, function: Callable[..., None], *args: Any) -> None:
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _take(self, news: Sequence[Happening], fresh: Sequence[ServedJob]) -> None:
+        for job in fresh:
+            job.call.computed()
+        for job, chunk, ended in news:
+            if chunk is not None:
+                self._outbox.add(job, chunk)
+            if ended and not job.dropped:
+                self._outbox.end(job)
+
+    def _cancel_named(self, model: str, job_id: str) -> None:
+        if (job := self._jobs.get((model, job_id))) is not None:
+            self._cancel(job)
+
+    def _cancel(self, job: ServedJob) -> None:
+        if not job.cancelled:
+            self._decoding.cancel(job)
+
+    def _refused(self, job: ServedJob, outcome: ChunkOutcome) -> None:
+        """Somebody else runs it; or the server came back without its stream, and it is to be started anew."""
+        self._let_go(job, Fate.RETURNED if outcome is ChunkOutcome.LOST else Fate.LATE)
+
+    # -- when they end ----------------------------------------------------------------------------------------
+
+    def _ended(self, job: ServedJob, fate: Fate) -> None:
+        self._forget(job)
+        job.call.ended(job.number, fate, job.tokens)
+
+    def _let_go(self, job: ServedJob, fate: Fate) -> None:
+        """Run a job no further, and write nothing more of it."""
+        self._decoding.drop(job)
+        self._ended(job, fate)
+
+    def _forget(self, job: ServedJob) -> None:
+        if self._jobs.get(job.key) is job:
+            del self._jobs[job.key]
+
+    def _give_up(self, call: BatchCall, error: BaseException) -> None:
+        """Jobs of a batch cannot be run here: let its router find out which of them is why."""
+        for job in [job for job in self._jobs.values() if job.call is call]:
+            self._decoding.drop(job)
+            self._forget(job)
+        call.fail(error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        for call in list(self._calls):
+            self._give_up(call, error)
+
+    # -- tasks --------------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None], failed: Callable[[BaseException], None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("a fault in a replica of %s", self.model, exc_info=error)
+                failed(error)
+
+        task.add_done_callback(done)
+
+    async def close(self) -> None:
+        """Stop after the step that runs, and let go of threads and connections. What has not ended others will run."""
+        for task in list(self._tasks):
+            await end_task(task)
+        self._preparing.shutdown()
+        await asyncio.to_thread(self._decoding.close)
+        await self._redis.aclose()

@@ -1,0 +1,1 @@
+"""Generation: everything between a validated request and the tokens of its answer."""
