@@ -61,17 +61,25 @@ class NativeRunner:
             It is read only, and may be let go of afterwards.
         threads: None: as many as torch uses.
         max_positions: the longest sequence; None: what the model was made for.
+        fine: whether the inputs of int8 layers keep about 16 bits in place of 8.
 
     Raises:
         ValueError: the module cannot run natively; the message is `native_refusal`'s.
     """
 
-    def __init__(self, module: nn.Module, threads: int | None = None, *, max_positions: int | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        threads: int | None = None,
+        *,
+        max_positions: int | None = None,
+        fine: bool = True,
+    ) -> None:
         if problem := native_refusal(module):
             raise ValueError(problem)
         model: Any = module
         positions = min(max_positions or _MOST_POSITIONS, int(model.config.max_position_embeddings), _MOST_POSITIONS)
-        self._decoder = NativeDecoder(_weights(model, positions))
+        self._decoder = NativeDecoder(_weights(model, positions), fine=fine)
         self._threads = threads
         self._pages = 0
         self._info = RunnerInfo(

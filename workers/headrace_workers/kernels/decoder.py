@@ -209,12 +209,15 @@ class NativeDecoder:
 
     Args:
         weights: read once and packed; they may be let go of afterwards.
+        fine: whether the inputs of int8 layers keep about 16 bits, in two lines of int8, in place of 8. It costs a
+            second integer product, which matters where there are many rows.
 
     Raises:
         RuntimeError: there is no native library.
     """
 
-    def __init__(self, weights: DecoderWeights) -> None:
+    def __init__(self, weights: DecoderWeights, *, fine: bool = True) -> None:
+        self._fine = fine
         self._library = native_library()
         self._isa = list(Isa).index(support().best)
         self._arena = Arena()
@@ -330,6 +333,7 @@ class NativeDecoder:
         if isinstance(weight, Int8Weight):
             # packed in an object of its own, as the weight itself would hold on to it
             int8 = weight.with_activation(weight.activation).packed
+            int8.struct.fine = self._fine and weight.input_range is None
             return _Layer(0, self._moved(int8.struct, _INT8_POINTERS, int8.tensors), Affine())
         few_bit = pack_affine(weight)
         return _Layer(1, Linear(), self._moved(few_bit.struct, _AFFINE_POINTERS, few_bit.tensors))

@@ -22,7 +22,7 @@ __all__ = ["Affine", "Attention", "Block", "Isa", "Library", "Linear", "Norm", "
 log = logging.getLogger(__name__)
 
 _PATH: Final = Path(__file__).parent / "native" / "headrace_kernels.so"
-_ABI: Final = 3
+_ABI: Final = 4
 _VARIABLE: Final = "HEADRACE_ISA"
 
 
@@ -50,6 +50,7 @@ class Linear(ctypes.Structure):
         ("activation", ctypes.c_int64),
         ("input_scale", ctypes.c_float),
         ("input_zero", ctypes.c_int32),
+        ("fine", ctypes.c_int64),
     ]
 
 

@@ -13,7 +13,7 @@
 #define HR_INLINE static inline __attribute__((always_inline))
 
 /* Grows when a struct or a function's meaning changes; Python refuses a library of another number. */
-enum { HR_ABI = 3 };
+enum { HR_ABI = 4 };
 
 enum hr_isa { HR_NONE = 0, HR_VNNI = 1, HR_AMX = 2 };
 
@@ -31,6 +31,7 @@ typedef struct {
     int64_t activation;       /* enum hr_activation */
     float input_scale;        /* of every row, where it was calibrated; 0: each row has its own */
     int32_t input_zero;       /* the int8 code of 0.0 in calibrated rows; `bias` makes up for it */
+    int64_t fine;             /* whether rows are rounded to about 16 bits, in two lines of int8; no activation then */
 } hr_linear;
 
 /* How codes lie in memory. A panel is 64 outputs. BYTES: for each input 64 codes. NIBBLES: for each 8 inputs 64 words of

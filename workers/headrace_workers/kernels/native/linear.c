@@ -33,6 +33,10 @@ HR_EXPORT void hr_pack(const int8_t *weight, int64_t outputs, int64_t inputs, in
 enum { ROW_BLOCK = 128 };
 /* Below this many multiplications a second thread costs more than it brings. */
 enum { WORTH_A_THREAD = 1 << 21 };
+/* How many times finer the steps of a row's second line are: what rounding leaves is at most half a step. */
+#define FINER 254.0f
+/* Beside the activations: rows of two lines, and no activation behind them. */
+enum { FINE = -1 };
 /* Answers of this many bytes leave the caches before anyone reads them. AMX is faster than they can be fetched for
  * writing, so it writes past the caches; VNNI is not, and gains nothing. */
 enum { TOO_LARGE_FOR_CACHES = 1 << 20 };
@@ -125,9 +129,30 @@ HR_AVX512 HR_INLINE __m512 finish(__m512i sum, __m512 row_scale, __m512 scale, _
     return hr_activate(_mm512_add_ps(y, bias), activation);
 }
 
+/* One row in two lines: to int8, and what that left to int8 in steps FINER times as fine, so that a row has about
+ * sixteen bits. Returns the scale of the finer steps. */
+HR_AVX512 static float quantize_row_finely(const float *x, int64_t k, int64_t kp, uint8_t *out, __m512i flip) {
+    const float scale = quantize_row(x, k, kp, out, flip);
+    if (!(scale <= __FLT_MAX__)) {
+        for (int64_t j = 0; j < kp; j += 64) _mm512_store_si512(out + kp + j, flip);
+        return scale;
+    }
+    const __m512 step = hr_set(scale), inverse = hr_set(1.0f / scale), finer = hr_set(FINER / scale);
+    for (int64_t j = 0; j < kp; j += 64) {
+        __m512i v[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            const __m512 part = load_16(x + j + 16 * i, k - j - 16 * i);
+            v[i] = rounded(_mm512_fnmadd_ps(_mm512_cvtepi32_ps(rounded(part, inverse)), step, part), finer);
+        }
+        _mm512_store_si512(out + kp + j, _mm512_xor_si512(flip, packed_64(v)));
+    }
+    return scale / FINER;
+}
+
 typedef struct {
     const hr_linear *layer;
-    const uint8_t *q;      /* quantized rows, kp bytes each */
+    const uint8_t *q;      /* quantized rows, kp bytes each; two lines a row where the layer is fine */
     const float *row_scale;
     int64_t rows, kp, first, last;
     float *y;
@@ -135,9 +160,39 @@ typedef struct {
     int past_caches;       /* whole cache lines are written without being read */
 } product;
 
+/* What a row's codes and those of what they left come to, in steps of the latter. */
+HR_AVX512 HR_INLINE __m512 joined(const int32_t *coarse, const int32_t *fine) {
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(coarse)), hr_set(FINER),
+                           _mm512_cvtepi32_ps(_mm512_load_si512(fine)));
+}
+
+/* The same as finish_columns for rows of two lines each. */
+HR_AVX512 HR_INLINE void finish_fine(const product *p, int64_t line, int64_t lines, int64_t column, const int32_t *sums,
+                                     int64_t sums_stride) {
+    const hr_linear *layer = p->layer;
+    const __mmask16 left = hr_first(layer->outputs - column), right = hr_first(layer->outputs - column - 16);
+    const __m512 left_scale = _mm512_loadu_ps(layer->scale + column), left_bias = _mm512_loadu_ps(layer->bias + column);
+    const __m512 right_scale = _mm512_loadu_ps(layer->scale + column + 16);
+    const __m512 right_bias = _mm512_loadu_ps(layer->bias + column + 16);
+    const int64_t stride = p->y_stride;
+    const float *scales = p->row_scale + line / 2;
+    float *y = p->y + line / 2 * stride + column;
+    for (int64_t i = 0; i < lines / 2; i++, sums += 2 * sums_stride, y += stride) {
+        const __m512 scale = hr_set(scales[i]);
+        const __m512 a = _mm512_mul_ps(joined(sums, sums + sums_stride), _mm512_mul_ps(scale, left_scale));
+        const __m512 b = _mm512_mul_ps(joined(sums + 16, sums + sums_stride + 16), _mm512_mul_ps(scale, right_scale));
+        _mm512_mask_storeu_ps(y, left, _mm512_add_ps(a, left_bias));
+        _mm512_mask_storeu_ps(y + 16, right, _mm512_add_ps(b, right_bias));
+    }
+}
+
 /* Rows [row, row + rows) x 32 outputs of sums, `sums_stride` apart, become answers. */
 HR_AVX512 HR_INLINE void finish_columns(const product *p, int64_t row, int64_t rows, int64_t column,
                                         const int32_t *sums, int64_t sums_stride, const int activation) {
+    if (activation == FINE) {
+        finish_fine(p, row, rows, column, sums, sums_stride);
+        return;
+    }
     const hr_linear *layer = p->layer;
     const __mmask16 left = hr_first(layer->outputs - column), right = hr_first(layer->outputs - column - 16);
     const __m512 left_scale = _mm512_loadu_ps(layer->scale + column), left_bias = _mm512_loadu_ps(layer->bias + column);
@@ -295,7 +350,8 @@ HR_AMX_TARGET HR_INLINE void amx_product(const product *p, const int activation)
 }
 
 #define FOR_EACH_ACTIVATION(call, p)                                                                                   \
-    switch ((p)->layer->activation) {                                                                                  \
+    switch ((p)->layer->fine ? FINE : (p)->layer->activation) {                                                        \
+    case FINE: call(p, FINE); break;                                                                                   \
     case HR_RELU: call(p, HR_RELU); break;                                                                             \
     case HR_GELU: call(p, HR_GELU); break;                                                                             \
     case HR_GELU_TANH: call(p, HR_GELU_TANH); break;                                                                   \
@@ -313,23 +369,29 @@ typedef struct {
     int64_t y_stride;
 } batch;
 
+/* One row as its layer wants it. Returns its scale. */
+HR_AVX512 static float quantized(const hr_linear *layer, const float *x, int64_t kp, uint8_t *out, __m512i flip) {
+    if (layer->input_scale > 0) return quantize_row_by_range(layer, x, kp, out, flip);
+    return layer->fine ? quantize_row_finely(x, layer->inputs, kp, out, flip)
+                       : quantize_row(x, layer->inputs, kp, out, flip);
+}
+
 /* Columns [first, last) of the layer for all rows of a batch, on the calling thread. */
 HR_AVX512 static int run_batch(const hr_linear *layer, const batch *b, int64_t first, int64_t last, enum hr_isa isa,
                                int past_caches) {
-    const int64_t kp = hr_round_up(layer->inputs, 64), most = hr_round_up(hr_min(b->rows, ROW_BLOCK), 32);
+    const int64_t kp = hr_round_up(layer->inputs, 64), lines = layer->fine ? 2 : 1, together = ROW_BLOCK / lines;
+    const int64_t most = hr_round_up(hr_min(lines * b->rows, ROW_BLOCK), 32);
     uint8_t *q = hr_scratch(HR_SLOT_QUANTIZED, (size_t)(most * kp + ROW_BLOCK * 4));
     if (!q) return -1;
     float *row_scale = (float *)(q + most * kp);
     const __m512i flip = _mm512_set1_epi8(isa == HR_AMX ? 0 : -128);
     if (isa == HR_AMX) configure_tiles();
-    for (int64_t row = 0; row < b->rows; row += ROW_BLOCK) {
-        const int64_t here = hr_min(b->rows - row, ROW_BLOCK);
-        for (int64_t i = 0; i < here; i++) {
-            const float *x = b->x + (row + i) * b->x_stride;
-            row_scale[i] = layer->input_scale > 0 ? quantize_row_by_range(layer, x, kp, q + i * kp, flip)
-                                                  : quantize_row(x, layer->inputs, kp, q + i * kp, flip);
-        }
-        product p = {layer, q, row_scale, here, kp, first, last, b->y + row * b->y_stride, b->y_stride, past_caches};
+    for (int64_t row = 0; row < b->rows; row += together) {
+        const int64_t here = hr_min(b->rows - row, together);
+        for (int64_t i = 0; i < here; i++)
+            row_scale[i] = quantized(layer, b->x + (row + i) * b->x_stride, kp, q + i * lines * kp, flip);
+        product p = {layer, q, row_scale, here * lines, kp, first, last, b->y + row * b->y_stride, b->y_stride,
+                     past_caches};
         if (isa == HR_AMX) multiply_amx(&p);
         else multiply_vnni(&p);
     }
@@ -352,8 +414,8 @@ int hr_linear_columns(const hr_linear *layer, const float *x, int64_t x_stride, 
 
 /* Whether every 16 answers are a cache line of their own, and there are too many of them to keep. */
 static int writes_past_caches(const hr_linear *layer, const batch *b, enum hr_isa isa) {
-    return isa == HR_AMX && b->rows * layer->outputs * 4 >= TOO_LARGE_FOR_CACHES && layer->outputs % 16 == 0 &&
-           b->y_stride % 16 == 0 && (uintptr_t)b->y % 64 == 0;
+    return isa == HR_AMX && !layer->fine && b->rows * layer->outputs * 4 >= TOO_LARGE_FOR_CACHES &&
+           layer->outputs % 16 == 0 && b->y_stride % 16 == 0 && (uintptr_t)b->y % 64 == 0;
 }
 
 /* Thread t of n gets rows where there are many, else columns; either way every answer is computed alike. */
