@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 
 from headrace.answers import begin_jobs
 from headrace.codec import unpack
@@ -36,6 +37,10 @@ from headrace_workers.turns import Turns
 __all__ = ["DecoderReplica"]
 
 log = logging.getLogger("headrace.replica")
+
+_SWITCH_S: Final = 0.0005
+"""How long the event loop may keep the interpreter from the decode thread, which comes out of a step every few
+milliseconds and has all cores wait for it: Python's own 5 ms are a quarter of a step."""
 
 
 class DecoderReplica:
@@ -63,6 +68,7 @@ class DecoderReplica:
             self._redis, engine.info.variant, refused=self._refused, cancelled=self._cancel, ended=self._ended
         )
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="headrace-prepare")
+        sys.setswitchinterval(_SWITCH_S)
         self._decoding = DecodeLoop(engine, now_s=self._now_s, happened=self._happened, broke=self._broke)
 
     def _now_s(self) -> float:
