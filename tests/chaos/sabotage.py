@@ -77,6 +77,11 @@ SABOTAGES: Final[Mapping[str, Callable[[], None]]] = {
         "redis.call('LSET', list, 0, owner)",
         "redis.call('DEL', list) redis.call('RPUSH', list, owner)",
     ),
+    "unfenced_chunk": Patch(
+        scripts.CHUNK,
+        "if owned ~= owner then return 0 end\n  local there = redis.call('LLEN', list) - 1\n  if there == before then",
+        "if owned then",
+    ),
     "lost_tail": lambda: None,  # it is the server that is broken: `faults.Tormentor` cuts what was not synced
 }
 """By name: COMPLETE without the fence, and so on."""
