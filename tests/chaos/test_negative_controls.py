@@ -59,7 +59,9 @@ CONTROLS = [
     Control("lying_cancel", {"I7"}, mix={Wish.CANCEL: 0.2}),
     Control("robbed_living", {"I16"}, faults_s=4.5),
     Control("forgetful_start", {"I9"}, {FaultKind.KILL_REPLICA: 3}, faults_s=2.0, drain_s=20.0, words=100),
-    Control("unfenced_chunk", {"I9"}, {FaultKind.DROP_REPLY: 6}, faults_s=2.0, words=100, commands=("chunk",)),
+    Control(
+        "unfenced_chunk", {"I9"}, {FaultKind.DROP_REPLY: 6}, faults_s=2.0, drain_s=20.0, words=100, commands=("chunk",)
+    ),
     Control("lost_tail", {"I1"}, {FaultKind.KILL_REDIS: 2}, faults_s=2.0, drain_s=5.0, fsync="everysec"),
 ]
 
