@@ -12,6 +12,7 @@ import typer
 from headrace.cli.options import AsJson
 from headrace.cli.output import CommandError, Exit, Output
 from headrace.connection import URL_VARIABLE, embedded_socket, redacted
+from headrace.errors import HeadraceError
 from headrace_cluster.cli.steps import steps
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def serve(
 ) -> int:
     """Host models on this machine, with a Redis server and a Ray of its own, unless RAY_ADDRESS names one.
 
-    headrace serve minilm=./all-MiniLM-L6-v2
+    headrace serve minilm=./all-MiniLM-L6-v2 smollm=./SmolLM2-135M-Instruct.gguf
 
     Ctrl-C or SIGTERM stops it: what is in hand is finished, and the exit status is 0. A second one does not wait for
     that, and one that comes before it is ready ends it too, both with exit status 130.
@@ -94,9 +95,24 @@ def _inline(models: list[str], task: str | None, replicas: int) -> dict[str, Any
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise typer.BadParameter(f"{text!r} is not NAME=MODEL", param_hint="NAME=MODEL")
-        engine = {"kind": "encoder", "model": path} | ({"task": task} if task else {})
-        configured[name] = {"engine": engine, "pools": [{"replicas": replicas}]}
+        configured[name] = {"engine": _engine(path, task), "pools": [{"replicas": replicas}]}
     return configured
+
+
+def _engine(path: str, task: str | None) -> dict[str, Any]:
+    """A decoder for a language model, by the task that was named or its files; else an encoder."""
+    if (task or _task_of(path)) == "causal_lm":
+        return {"kind": "decoder", "model": path}
+    return {"kind": "encoder", "model": path} | ({"task": task} if task else {})
+
+
+def _task_of(path: str) -> str:
+    from headrace_workers.models.source import find_source  # which takes a second to import
+
+    try:
+        return find_source(path).task(None)
+    except HeadraceError:  # the replica will say what is wrong with it
+        return ""
 
 
 def _overrides(redis_url: str | None) -> dict[str, Any]:
