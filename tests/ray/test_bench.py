@@ -9,7 +9,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]  # a 
 
 Report = dict[str, Any]
 PEER = '#!/bin/sh\necho "starting"\necho "{\\"jobs_per_s\\": 12.5, \\"program\\": \\"$1\\"}"\n'
-LLAMA_CPP = """#!{python}
-import json, sys
-for line in sys.stdin:
-    tokens = sum(json.loads(line).get("new_tokens", [1]))
-    print(json.dumps({{"tokens": tokens, "seconds": tokens / 10, "loss": 0.0}}), flush=True)
-"""
 TEXTS = 120
 
 
@@ -75,14 +68,9 @@ def kernels(run: Callable[..., Report]) -> Report:
 
 
 @pytest.fixture(scope="module")
-def generate(run: Callable[..., Report], tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Beside transformers, and a program that says what llama.cpp would say at ten tokens a second."""
-    peers = tmp_path_factory.mktemp("peers")
-    python = peers / "llama_cpp" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(LLAMA_CPP.format(python=sys.executable))
-    python.chmod(0o755)
-    return run("bench", "generate", "--quick", "--peers", peers)
+def generate(run: Callable[..., Report]) -> Report:
+    """Through the whole system; what stands beside peers is tested in tests/cluster/test_bench_generate.py."""
+    return run("bench", "generate", "--quick", "--only", "system")
 
 
 @pytest.fixture(scope="module")
@@ -150,37 +138,6 @@ def test_kernels_by_shape(kernels: Report) -> None:
     assert kernels["worst_speedup"] == min((row["speedup"] for row in used), default=None)
     large = [row["speedup"] for row in used if row["m"] >= 256]
     assert kernels["worst_speedup_m256"] == min(large, default=None)
-
-
-def test_generate_against_llama_cpp(generate: Report) -> None:
-    """Both of its files; the ratio is that of pairs, so it lies between those of our slowest and fastest run."""
-    files = generate["llama_cpp_files"]
-    assert [file["name"] for file in files] == ["llama.cpp, as it comes", "llama.cpp, Q8_0"]
-    assert [file["tokens_per_s"] for file in files] == [10, 10]
-    assert generate["llama_cpp_tokens_per_s"] == generate["single_llama_cpp_tokens_per_s"] == 10
-    slowest, fastest = (generate["tokens_per_s_spread"][name] for name in ("slowest", "fastest"))
-    assert slowest <= generate["tokens_per_s"] <= fastest
-    assert slowest * 0.99 <= generate["ratio_to_llama_cpp"] * 10 <= fastest * 1.01
-    positive(generate, "single_tokens_per_s", "single_ratio_to_llama_cpp")
-
-
-def test_generate_against_transformers(generate: Report) -> None:
-    """Its padded `generate` and its continuous batching."""
-    positive(generate, "transformers_tokens_per_s", "ratio_to_transformers")
-    positive(generate, "transformers_generate_batch_tokens_per_s", "ratio_to_transformers_generate_batch")
-
-
-def test_generate_says_how_good_and_how_large(generate: Report) -> None:
-    """A perplexity of real text, and memory within its bound."""
-    assert 5 < generate["perplexity"] < 60
-    assert generate["judged_tokens"] == 510
-    assert 0 < generate["kv_cache_peak_bytes"] <= generate["kv_cache_bytes"]
-
-
-def test_generate_with_a_shared_prefix(generate: Report) -> None:
-    """Most of the prompts' tokens are found computed; without the cache none would be."""
-    positive(generate, "prefix_speedup", "prefix_tokens_per_s")
-    assert 0.6 < generate["prefix_cached_share"] < 1
 
 
 def test_generate_through_the_system(generate: Report) -> None:
