@@ -137,7 +137,7 @@ class StepScheduler:
             raise ValueError("the sequence was added before")
         if not sequence.prompt:
             raise ValueError("the prompt has no token; it must have at least one")
-        if len(sequence.generated) >= sequence.max_new_tokens:
+        if sequence.full:
             raise ValueError(f"all {sequence.max_new_tokens} tokens of the sequence are generated already")
         if most > self._longest:
             raise ValueError(f"prompt and answer may come to {most} tokens and there is room for {self._longest}")
