@@ -8,9 +8,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .peers
+PYTEST = $(BIN)/python -m pytest -m 'not long' $(PYTEST_ARGS)
+CLUSTERS := tests/deploy/test_manifest_run.py tests/ray tests/chaos
 CHAOS_ARGS = $(if $(SEED),--seed $(SEED)) $(if $(DURATION_S),--duration-s $(DURATION_S))
 
-.PHONY: help install demo test fuzz chaos soak lint format docs bench bench-transport bench-e2e bench-kernels bench-compression bench-generate peers clean
+.PHONY: help install demo test drills fuzz chaos soak lint format docs bench bench-transport bench-e2e bench-kernels bench-compression bench-generate bench-scale peers clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,9 +30,18 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard workers/headr
 demo: install ## quantize a real model, embed real texts through it, and stream answers of a language model
 	$(BIN)/headrace demo
 
-test: install ## run every test
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS) --ignore tests/ray --ignore tests/chaos --ignore tests/deploy/test_manifest_run.py
-	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/ray tests/chaos tests/deploy/test_manifest_run.py # whole clusters, one after the other
+# Most tests wait more than they compute: three at a time fill two cores. Whole clusters come last and two at a time:
+# each takes every core while it starts.
+test: install ## run every test (TESTS="tests/clients -x" for some)
+ifdef TESTS
+	$(PYTEST) $(TESTS)
+else
+	$(PYTEST) -n 3 $(addprefix --ignore=,$(CLUSTERS))
+	$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder $(CLUSTERS)
+endif
+
+drills: install ## the tests that wait for minutes, and whole Ray clusters losing their head, nodes and release
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 fuzz: install ## a million damaged messages for every decoder (FUZZ_ARGS="--inputs N --seed N")
 	PYTHONPATH=tests $(BIN)/python -m wire.fuzz $(FUZZ_ARGS)
@@ -54,7 +65,7 @@ format: install ## put the code in form
 docs: install ## rewrite the tables of docs/configuration.md from the code
 	cd tests && ../$(BIN)/python -m support.reference
 
-bench: bench-kernels bench-transport bench-e2e bench-compression bench-generate ## all benchmarks (BENCH_ARGS=--quick for a short look)
+bench: bench-kernels bench-transport bench-e2e bench-compression bench-generate bench-scale ## all benchmarks (BENCH_ARGS=--quick for a short look)
 
 bench-kernels: install ## the int8 linear layer against fp32
 	$(BIN)/headrace bench kernels $(BENCH_ARGS)
@@ -70,6 +81,9 @@ bench-compression: install peers ## size, speed and quality of compressed models
 
 bench-generate: install peers ## new tokens a second of a language model
 	$(BIN)/headrace bench generate --peers $(PEERS) $(BENCH_ARGS)
+
+bench-scale: install ## replicas, routers, models, waiting jobs: what is lost as a service grows
+	$(BIN)/headrace bench scale $(BENCH_ARGS)
 
 peers: $(PEERS)/.installed ## environments of the queues and libraries that benchmarks compare with
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator, Iterator
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import redis
@@ -15,12 +15,23 @@ from headrace.shards import model_of
 from headrace_cluster.embedded import EmbeddedServer
 from support.service import PlainService
 
+if TYPE_CHECKING:
+    from support.groups import GroupScheduling
+
 # A job in the background of a script ignores Ctrl-C, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine may be slow at any moment, which says nothing about the code.
 settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("headrace")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling | None:
+    """Which process runs which tests, with `--dist loadgroup`."""
+    from support.groups import GroupScheduling  # xdist may not be there
+
+    return GroupScheduling(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,8 @@ from headrace.messages import (
 )
 from headrace.scripts import Audit
 from headrace.settings import ClientSettings
-from headrace.stream import AsyncStream, Stream
+from headrace.stream import AsyncStream
+from headrace.sync_stream import Stream
 
 __all__ = [
     "ArtifactError",

@@ -92,27 +92,29 @@ def _consumer(keys: Keys) -> Iterator[Grant]:
 
 def _worker(keys: Keys) -> Iterator[Grant]:
     yield _scripts_of(keys)
-    yield Grant((keys.meta,), "hget hmget hset")
+    yield Grant((keys.meta,), "hget hmget hset hdel")
     yield Grant(
         (_lanes(keys),),
-        "xgroup|create xgroup|delconsumer xreadgroup xpending xclaim xack xrange xadd xdel xinfo|consumers",
+        "xgroup|create xgroup|delconsumer xreadgroup xpending xclaim xack xrange xadd xdel xlen xinfo|consumers",
     )
     yield Grant((keys.tenants, keys.parts), "hdel hincrby")
     yield Grant((keys.counters,), "hincrby hmget")
     yield Grant((keys.record("*"),), "get set")
     yield Grant((keys.inbox("*"),), "xadd xtrim pexpire")
-    yield Grant((keys.delayed,), "zadd zrem zrangebyscore")
+    yield Grant((keys.delayed,), "zadd zrem zrangebyscore exists")
     yield Grant((keys.delayed_job("*"),), "hset hmget del")
     yield Grant((keys.chunks("*"),), "lindex llen lrange lset rpush del")
-    yield Grant((keys.cancels,), "xrange xread xrevrange", reading=True)
+    yield Grant((keys.cancels,), "xrange xread xrevrange exists", reading=True)
     yield Grant((keys.dead_letters,), "xadd")
     yield Grant((keys.heartbeat("*"),), "set exists del")
+    yield Grant((keys.pools,), "hget hgetall hset hdel")
+    yield Grant((keys.generation,), "hmget hset")
     yield Grant((MODELS,), "sadd")
 
 
 def _monitor(keys: Keys) -> Iterator[Grant]:
     yield _scripts_of(keys)
-    yield Grant((keys.meta, keys.counters, keys.tenants), "hgetall hmget", reading=True)
+    yield Grant((keys.meta, keys.counters, keys.tenants, keys.pools), "hgetall hmget", reading=True)
     yield Grant((_lanes(keys),), "xlen xpending xinfo|stream xinfo|groups xinfo|consumers", reading=True)
     yield Grant((keys.delayed,), "zcard", reading=True)
     yield Grant((keys.dead_letters,), "xlen", reading=True)
@@ -148,6 +150,9 @@ PROFILES: Final = {
                 scripts.REAP,
                 scripts.RELEASE,
                 scripts.BLAME,
+                scripts.LEAD,
+                scripts.BACKLOG,
+                scripts.DUE,
             ),
             f"{_CONNECTION} {_CALLING} info",
             _worker,

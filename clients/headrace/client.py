@@ -21,9 +21,10 @@ from headrace.aio import AsyncClient
 from headrace.connection import redacted, resolve_url
 from headrace.messages.job import CancelOutcome, Job, Receipt
 from headrace.messages.result import JobStatus, Result
+from headrace.own_inbox import closed_error
 from headrace.scripts import Audit
 from headrace.settings import ClientSettings
-from headrace.stream import Stream
+from headrace.sync_stream import Stream
 from headrace.window import Window
 
 __all__ = ["Client"]
@@ -57,12 +58,12 @@ class _Runner:
         with self._gate:
             if self._closed:
                 work.close()
-                raise _closed_error()
+                raise closed_error()
             future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result()
         except CancelledError:
-            raise _closed_error() from None
+            raise closed_error() from None
         except BaseException:
             future.cancel()
             raise
@@ -94,10 +95,6 @@ class _Runner:
 _open: Final[set[_Runner]] = set()
 """Holds what is open, in a forked child too: the sockets of the parent's loop, were they collected in the child,
 would be taken out of the event queue that the kernel shares between both."""
-
-
-def _closed_error() -> RuntimeError:
-    return RuntimeError("the client is closed; the job goes on, and another client can ask for its answer by its id")
 
 
 class Client:

@@ -23,12 +23,12 @@ Who raises it, and whether trying again can help::
     ├── ShardedModelError        client: one inbox of a model of many    name the shard
     ├── ResultTimeoutError       client: no answer yet; the job lives    wait again
     ├── ResultGoneError          client: answered, consumed and trimmed  never
-    ├── JobFailedError           client, from a terminal entry           see .error.retryable
+    ├── JobFailedError           client, from a terminal entry           see .failure.retryable
     │   ├── InvalidInputError      the replica refused this input        fix the job
     │   ├── EngineFailedError      the engine failed on this job         maybe
     │   ├── JobExpiredError        its deadline passed first             submit with more time
     │   ├── JobCancelledError      somebody cancelled it                 -
-    │   └── JobDeadError           it was set aside as poison            after a look at it
+    │   └── JobDeadError           it was given up, and is kept          after a look at it
     ├── ConfigError              cluster, at start                       fix the named key
     ├── ArtifactError            worker, at load
     │   └── ArtifactTamperedError  a file's hash is not the manifest's   fetch it again
@@ -117,6 +117,8 @@ class FailureCode(StrEnum):
     """The job killed its replica, or hung it, each time it ran there alone."""
     CANCELLED = "cancelled"
     """Somebody cancelled the job."""
+    MODEL_REMOVED = "model_removed"
+    """The model was removed from the service before the job ran. It is kept as a dead letter."""
 
 
 class HeadraceError(Exception):
@@ -245,7 +247,7 @@ class JobCancelledError(JobFailedError):
 
 
 class JobDeadError(JobFailedError):
-    """The job used up its attempts and was set aside."""
+    """The job was given up, and is kept as a dead letter: it used up its attempts, kills replicas, or has no model."""
 
 
 class ConfigError(HeadraceError, ValueError):

@@ -20,6 +20,8 @@ key                  type    holds                                              
 ``hr:{m}:dlq``       stream  dead letters                                           permanent, bounded
 ``hr:{m}:c``         stream  requests to cancel jobs that are in somebody's hands   TTL since the last one
 ``hr:{m}:hb:<who>``  string  heartbeat of one consumer of the lanes                 TTL of a few seconds
+``hr:{m}:pools``     hash    of its pools: costs, sizes of jobs, variants           permanent, bounded
+``hr:{m}:gen``       hash    which generation of the application reads, and by whom permanent
 ``hr:{m}:fs``        string  nothing; a write for WAITAOF to wait for               TTL of a second
 ===================  ======  =====================================================  =====================
 
@@ -32,6 +34,7 @@ from functools import lru_cache
 from typing import Final
 
 __all__ = [
+    "EVERY_KEY",
     "GROUP",
     "LANES",
     "MODELS",
@@ -45,6 +48,9 @@ __all__ = [
 
 MODELS: Final = "hr:models"
 """Set of registered model names. It has no hash tag: no script touches it."""
+
+EVERY_KEY: Final = "hr:*"
+"""The pattern of all keys, for SCAN."""
 
 GROUP: Final = "g"
 """The one consumer group of every lane. Created at 0, since entries are deleted when acknowledged."""
@@ -69,10 +75,12 @@ class Keys:
         "counters",
         "dead_letters",
         "delayed",
+        "generation",
         "lanes",
         "meta",
         "model",
         "parts",
+        "pools",
         "prefix",
         "tenants",
     )
@@ -88,6 +96,8 @@ class Keys:
         self.delayed = self.prefix + "dz"
         self.dead_letters = self.prefix + "dlq"
         self.cancels = self.prefix + "c"
+        self.pools = self.prefix + "pools"
+        self.generation = self.prefix + "gen"
 
     def record(self, job_id: str) -> str:
         """The key of one job's record."""
@@ -113,7 +123,17 @@ class Keys:
     def permanent(self) -> frozenset[str]:
         """The keys of this model that may stand without a TTL."""
         return frozenset(
-            {self.meta, self.counters, self.tenants, self.parts, self.delayed, self.dead_letters, *self.lanes}
+            {
+                self.meta,
+                self.counters,
+                self.tenants,
+                self.parts,
+                self.delayed,
+                self.dead_letters,
+                self.pools,
+                self.generation,
+                *self.lanes,
+            }
         )
 
 

@@ -7,18 +7,19 @@ and the SUBMIT script holds every producer to them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import redis.asyncio
 from pydantic import BaseModel, ConfigDict, Field
 from redis.exceptions import ResponseError
 
-from headrace.connection import translated
+from headrace import scripts
+from headrace.connection import execute, translated
 from headrace.keys import GROUP, MODELS, keys_of
 from headrace.messages.envelope import WIRE_VERSION
 from headrace.shards import model_of
 
-__all__ = ["Limits", "register", "registered_models"]
+__all__ = ["Limits", "close_model", "forget_model", "open_model", "register", "registered_models"]
 
 
 class Limits(BaseModel):
@@ -36,7 +37,9 @@ class Limits(BaseModel):
     """Dead letters that are kept; beyond it the oldest go."""
 
 
-async def register(client: redis.asyncio.Redis, model: str, limits: Limits, *, shards: int = 1) -> None:
+async def register(
+    client: redis.asyncio.Redis, model: str, limits: Limits, *, shards: int = 1, generation: int | None = None
+) -> None:
     """Make a model known to producers, or change its limits. Safe to repeat.
 
     Args:
@@ -44,6 +47,7 @@ async def register(client: redis.asyncio.Redis, model: str, limits: Limits, *, s
         model: its name, or that of one of its shards.
         limits: of this name.
         shards: how many shards the model has.
+        generation: of the application that serves it; a model that was closed is opened by a newer one only.
     """
     keys = keys_of(model)
     async with translated(f"registering model {model}"):
@@ -53,10 +57,15 @@ async def register(client: redis.asyncio.Redis, model: str, limits: Limits, *, s
             except ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
+        closed = await client.hget(keys.meta, "closed")
+        stays_closed = closed is not None and generation is not None and generation <= int(closed)
+        if closed is not None and not stays_closed:
+            await client.hdel(keys.meta, "closed")
+        opened: dict[Any, Any] = {} if stays_closed else {"lane_capacity": limits.lane_capacity}
         await client.hset(
             keys.meta,
             mapping={
-                "lane_capacity": limits.lane_capacity,
+                **opened,
                 "tenant_capacity": limits.tenant_capacity,
                 "retention_ms": int(limits.retention_s * 1000),
                 "dead_letter_capacity": limits.dead_letter_capacity,
@@ -67,6 +76,43 @@ async def register(client: redis.asyncio.Redis, model: str, limits: Limits, *, s
         if shards > 1 or base == model:  # a shard that is hosted by itself knows nothing of the others
             await client.hset(keys_of(base).meta, "shards", str(shards))
         await client.sadd(MODELS, model)
+
+
+async def close_model(client: redis.asyncio.Redis, model: str, *, generation: int) -> None:
+    """Have a model take no more jobs: SUBMIT does not know it any more. Those that it has go on. Safe to repeat.
+
+    Args:
+        client: of the server.
+        model: its name, or that of one of its shards.
+        generation: the newest that serves it; routers up to this one leave it closed.
+    """
+    async with translated(f"closing {model}"):
+        await execute(client, "HSET", keys_of(model).meta, "closed", generation)
+        await execute(client, "HDEL", keys_of(model).meta, "lane_capacity")
+
+
+async def open_model(client: redis.asyncio.Redis, model: str, limits: Limits) -> None:
+    """Have a model take jobs again if it was closed."""
+    async with translated(f"opening {model}"):
+        if await execute(client, "HDEL", keys_of(model).meta, "closed"):
+            await execute(client, "HSET", keys_of(model).meta, "lane_capacity", limits.lane_capacity)
+
+
+async def forget_model(client: redis.asyncio.Redis, model: str, *, last_shard: bool = True) -> scripts.ForgetOutcome:
+    """Delete what is kept of a model that is empty and that nobody serves any more.
+
+    Args:
+        client: of the server.
+        model: its name, or that of one of its shards.
+        last_shard: whether no other shard of it is served.
+    """
+    outcome = await scripts.forget(client, model)
+    if outcome is scripts.ForgetOutcome.FORGOTTEN:
+        async with translated(f"forgetting {model}"):
+            if last_shard and model_of(model) != model:
+                await execute(client, "HDEL", keys_of(model_of(model)).meta, "shards")
+            await execute(client, "SREM", MODELS, model)
+    return outcome
 
 
 async def registered_models(client: redis.asyncio.Redis) -> Sequence[str]:

@@ -31,7 +31,9 @@ __all__ = [
     "Begun",
     "ChunkOutcome",
     "Delivery",
+    "ForgetOutcome",
     "GiveBack",
+    "Leader",
     "Reaped",
     "ReplayOutcome",
     "RetryOutcome",
@@ -43,6 +45,8 @@ __all__ = [
     "cancel",
     "chunk",
     "complete",
+    "forget",
+    "lead",
     "load",
     "new_owner",
     "reap",
@@ -98,8 +102,29 @@ CANCEL: Final = Script("cancel")
 REPLAY: Final = Script("replay")
 AUDIT: Final = Script("audit")
 BLAME: Final = Script("blame")
+LEAD: Final = Script("lead")
+FORGET: Final = Script("forget")
+BACKLOG: Final = Script("backlog")
+DUE: Final = Script("due")
 
-ALL: Final = (SUBMIT, START, CHUNK, COMPLETE, RETRY, SWEEP, REAP, RELEASE, BLAME, CANCEL, REPLAY, AUDIT)
+ALL: Final = (
+    SUBMIT,
+    START,
+    CHUNK,
+    COMPLETE,
+    RETRY,
+    SWEEP,
+    REAP,
+    RELEASE,
+    BLAME,
+    LEAD,
+    CANCEL,
+    REPLAY,
+    FORGET,
+    AUDIT,
+    BACKLOG,
+    DUE,
+)
 
 
 async def load(client: redis.asyncio.Redis) -> None:
@@ -295,9 +320,35 @@ async def blame(
     return int(await BLAME(client, keys_of(model).prefix, [consumer, lane, entry_id, lone_failures])) == 1
 
 
-async def release(client: redis.asyncio.Redis, model: str, consumer: str) -> None:
-    """Give back everything that a consumer holds, uncounted, and forget the consumer."""
-    while await RELEASE(client, keys_of(model).prefix, [consumer, MAX_JOBS]):
+class Leader(NamedTuple):
+    """Which generation of the application reads a model's lanes."""
+
+    generation: int
+    lives: bool
+    """Whether a router of it that can run jobs gives a sign of life."""
+
+
+async def lead(
+    client: redis.asyncio.Redis, model: str, generation: int, consumer: str, *, able: bool, may_succeed: bool
+) -> Leader:
+    """Ask which generation of the application reads the lanes, and have it be one's own where it may.
+
+    Args:
+        client: of the server.
+        model: whose lanes.
+        generation: the router's.
+        consumer: the router's.
+        able: whether the router can run jobs of the model.
+        may_succeed: whether it may take over from a newer generation that gives no sign of life.
+    """
+    args: list[bytes | str | int] = [generation, consumer, int(able), int(may_succeed)]
+    number, lives = await LEAD(client, keys_of(model).prefix, args)
+    return Leader(int(number), lives == 1)
+
+
+async def release(client: redis.asyncio.Redis, model: str, consumer: str, *, stays: bool = False) -> None:
+    """Give back everything that a consumer holds, uncounted, and forget the consumer unless it stays."""
+    while await RELEASE(client, keys_of(model).prefix, [consumer, MAX_JOBS, int(stays)]):
         pass
 
 
@@ -312,6 +363,23 @@ _CANCELLED: Final = (
 async def cancel(client: redis.asyncio.Redis, model: str, job_ids: Sequence[str], body: bytes) -> list[CancelOutcome]:
     """Cancel jobs, at most `MAX_JOBS`; `body` is that of the terminal entry."""
     return [_CANCELLED[code] for code in await CANCEL(client, keys_of(model).prefix, [body, *job_ids])]
+
+
+class ForgetOutcome(IntEnum):
+    """What the FORGET script said of a model."""
+
+    FORGOTTEN = 0
+    LETTERS_KEPT = 1
+    """Its dead letters and its counts stay; it takes no jobs."""
+    LIVE = 2
+    """Jobs of it are live; nothing was changed."""
+    READ = 3
+    """A router still reads it; nothing was changed."""
+
+
+async def forget(client: redis.asyncio.Redis, model: str) -> ForgetOutcome:
+    """Delete what is kept of a model that nobody serves any more."""
+    return ForgetOutcome(await FORGET(client, keys_of(model).prefix, []))
 
 
 class ReplayOutcome(IntEnum):

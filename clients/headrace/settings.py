@@ -1,4 +1,4 @@
-"""The light client's few settings. Priority: argument, then environment (`HEADRACE_…`), then default."""
+"""The light client's few settings, all of them arguments. The server's URL may come from the environment, too."""
 
 from __future__ import annotations
 

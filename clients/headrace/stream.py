@@ -1,13 +1,12 @@
-"""The stream of a job: its text as it is generated, and its result at the end."""
+"""The stream of a job, for asyncio: its text as it is generated, and its result at the end."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import redis.asyncio
 
@@ -19,13 +18,12 @@ from headrace.messages.result import Result
 from headrace.shards import Shards
 from headrace.stream_progress import StreamProgress
 from headrace.stream_source import ForeignSource, OwnSource, Source, later
+from headrace.tracing import received
 
 if TYPE_CHECKING:
     from headrace.aio import AsyncClient
 
-__all__ = ["AsyncStream", "Stream"]
-
-T = TypeVar("T")
+__all__ = ["AsyncStream"]
 
 _SLACK_MS: Final = 60_000
 """How far the server's clock may have been set back since the job was submitted."""
@@ -109,7 +107,7 @@ class AsyncStream:
         if receipt.outcome is SubmitOutcome.DUPLICATE:
             await source.close(ended=False)
             return await self._found(receipt, None)
-        self._client.deliver_to(receipt, source.end)
+        self._client.own_inbox.deliver_to(receipt, source.end)
         return source
 
     async def _found(self, job: Receipt | str, model: str | None) -> Source:
@@ -121,11 +119,11 @@ class AsyncStream:
             return ForeignSource(self._redis, self._client.url, status.model, status.inbox, status.id, after=after)
         source = self._own_source(after)
         receipt = Receipt(status.model, status.id, status.inbox, SubmitOutcome.ACCEPTED)
-        self._client.deliver_to(receipt, source.end)
+        self._client.own_inbox.deliver_to(receipt, source.end)
         return source
 
     def _own_source(self, after: str | None) -> OwnSource:
-        demultiplexer = self._client.demultiplexer(self._model)
+        demultiplexer = self._client.own_inbox.demultiplexer(self._model)
         return OwnSource(self._redis, demultiplexer, self._model, self._client.inbox, self._job_id, after=after)
 
     # -- reading ------------------------------------------------------------------------------------------
@@ -138,6 +136,8 @@ class AsyncStream:
             JobFailedError: it has ended, and not with an answer.
             DecodeError: something of the stream is missing.
             ResultGoneError: its beginning, or its answer, was consumed, or its retention is over.
+
+        And, the first time, what `start` raises.
         """
         await self.start()
         while not self._ready:
@@ -166,10 +166,11 @@ class AsyncStream:
                 self._ready.append(chunk)
             return
         result = entry.to_result(self._model)
+        received(result)
         self._ready.extend(self._progress.rest(result))
         self._result = result
         chunk_ids = await self._close_source(ended=True)
-        self._client.consumed(self._model, entry, chunk_ids)
+        self._client.own_inbox.consumed(self._model, entry, chunk_ids)
 
     def chunks(self) -> AsyncGenerator[Chunk]:
         """All chunks, of all choices; raises what `next_chunk` raises."""
@@ -237,68 +238,3 @@ class AsyncStream:
 async def _all_of(next_chunk: Callable[[], Coroutine[Any, Any, Chunk | None]]) -> AsyncGenerator[Chunk]:
     while (chunk := await next_chunk()) is not None:
         yield chunk
-
-
-class Call(Protocol):
-    """Runs a coroutine where the asynchronous client lives, and waits for it."""
-
-    def __call__(self, work: Coroutine[Any, Any, T]) -> T: ...
-
-
-class Stream:
-    """The same for the synchronous client; see `AsyncStream`. The job was handed over when this is made."""
-
-    def __init__(self, stream: AsyncStream, call: Call) -> None:
-        self._stream = stream
-        self._call = call
-        call(stream.start())
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str:
-        if (piece := self._call(self._stream.next_piece())) is None:
-            raise StopIteration
-        return piece
-
-    def chunks(self) -> Iterator[Chunk]:
-        """All chunks, of all choices; see `AsyncStream.chunks`."""
-        while (chunk := self._call(self._stream.next_chunk())) is not None:
-            yield chunk
-
-    @property
-    def model(self) -> str:
-        """The model, or its shard."""
-        return self._stream.model
-
-    @property
-    def id(self) -> str:
-        """The job's id."""
-        return self._stream.id
-
-    @property
-    def result(self) -> Result | None:
-        """The terminal entry, once everything before it was read."""
-        return self._stream.result
-
-    @property
-    def cursor(self) -> str:
-        """Where it stands: another stream goes on behind it."""
-        return self._stream.cursor
-
-    def cancel(self) -> CancelOutcome:
-        """Stop the job; the stream ends with what there is of it."""
-        return self._call(self._stream.cancel())
-
-    def close(self) -> None:
-        """Stop watching. The job goes on."""
-        with suppress(RuntimeError):  # the client was closed first, and everything with it
-            self._call(self._stream.aclose())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

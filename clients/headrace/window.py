@@ -11,6 +11,7 @@ from headrace.errors import WireError
 from headrace.messages.inbox import InboxEntry
 from headrace.messages.job import Job, Receipt
 from headrace.messages.result import Result
+from headrace.tracing import received
 
 if TYPE_CHECKING:
     from headrace.aio import AsyncClient
@@ -65,7 +66,7 @@ class Window:
         """
         for receipt in await self._client.submit_patiently(jobs):
             self._open += 1
-            self._client.deliver_to(receipt, partial(self._deliver, self._turns, receipt))
+            self._client.own_inbox.deliver_to(receipt, partial(self._deliver, self._turns, receipt))
             self._turns += 1
 
     def _deliver(self, turn: int, receipt: Receipt, answer: InboxEntry | BaseException) -> None:
@@ -82,7 +83,7 @@ class Window:
             WireError: an answer cannot be understood.
         """
         for model, entry in self._handed_out:
-            self._client.consumed(model, entry)
+            self._client.own_inbox.consumed(model, entry)
         self._handed_out.clear()
         while not self.empty:
             self._news.clear()
@@ -108,5 +109,6 @@ class Window:
             result = answer.to_result(receipt.model)
         except WireError as error:
             raise type(error)(f"job {receipt.id}: {error}") from None
+        received(result)
         self._handed_out.append((receipt.model, answer))
         return result

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,20 +17,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
+import ray
 from pydantic import SecretStr
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
-from headrace.errors import HeadraceError, ModelLoadError
+from headrace.errors import ConfigError, HeadraceError, ModelLoadError
 from headrace.server_check import check_server
 from headrace.shards import shard_names
 from headrace_cluster.app import application
+from headrace_cluster.autoscaling.placeable import Node, why_unplaceable
+from headrace_cluster.config.settings import ServiceConfig
 from headrace_cluster.embedded import EmbeddedServer
-from headrace_cluster.local_ray import local_ray, sigterm_interrupts, while_ray_lives
-from headrace_cluster.settings import ServiceConfig
+from headrace_cluster.local_ray import address_left, local_ray, sigterm_interrupts, while_ray_lives
 
 __all__ = ["LocalService"]
+
+log = logging.getLogger("headrace")
 
 APP: Final = "headrace"
 _READY_S: Final = 180.0
@@ -42,7 +47,8 @@ class LocalService:
 
     Args:
         config: what to host.
-        directory: where an embedded server keeps its data; None throws the data away at the end.
+        directory: where an embedded server keeps its data; None throws the data away at the end, and leaves no word
+            for `headrace apply` of where its Ray is.
         fsync: of the embedded server.
         verbose: let Ray's and the replicas' logs through.
 
@@ -50,6 +56,7 @@ class LocalService:
         RedisError: the server that is named does not answer or does not fit, or an embedded one cannot be had.
         ConnectionError: there is no Ray where RAY_ADDRESS says, or this process is connected to one already.
         ModelLoadError: a model cannot be loaded.
+        ConfigError: a pool asks for what this machine does not have.
         HeadraceError: the replicas are not ready in time.
     """
 
@@ -78,6 +85,9 @@ class LocalService:
             self._find_models()
             self._have_redis(starting)
             starting.enter_context(local_ray(self._cpus(), verbose=self._verbose))
+            if self._directory is not None and "RAY_ADDRESS" not in os.environ:
+                starting.enter_context(address_left())
+            self._find_nodes()
             starting.enter_context(self._serving())
             self._wait_until_ready()
             self._running = starting.pop_all()
@@ -109,9 +119,23 @@ class LocalService:
 
     def _cpus(self) -> int:
         """What the pools and routers claim; this machine may have less, and here claims are only bookkeeping."""
-        pools = [pool for hosted in self.config.models.values() for pool in hosted.pools]
         router = self.config.router
-        return math.ceil(sum(pool.cpus * pool.replicas for pool in pools) + router.cpus * router.replicas)
+        pools = sum(pool.cpus * pool.bounds[1] for pool in self.config.pools.values())
+        beside = 2 if self._directory is not None else 1  # what is changed while it runs starts beside what it replaces
+        return math.ceil(pools + router.cpus * router.replicas) * beside
+
+    def _find_nodes(self) -> None:
+        """Refuse a pool that this machine can never hold; a cluster that others run may still grow."""
+        nodes = Node.living(ray.nodes())
+        for name, pool in self.config.pools.items():
+            why = why_unplaceable(pool.cpus, pool.gpus, pool.labels, nodes)
+            if why and "RAY_ADDRESS" in os.environ:
+                log.warning("pool %s: no node can hold a replica: %s", name, why)
+            elif why:
+                raise ConfigError(
+                    f"pool {name}: no node can hold a replica: {why}. Take the pool out, or serve from a cluster that"
+                    " has such nodes (RAY_ADDRESS)"
+                )
 
     @contextmanager
     def _serving(self) -> Iterator[None]:
@@ -127,7 +151,7 @@ class LocalService:
 
     def _wait_until_ready(self) -> None:
         wanted = {
-            name: sum(pool.replicas for pool in hosted.pools)
+            name: sum(pool.bounds[0] for pool in self.config.pools_of(model))
             for model, hosted in self.config.models.items()
             for name in shard_names(model, hosted.shards)
         }

@@ -21,7 +21,9 @@ from typing import Any, Final
 
 import ray
 
-__all__ = ["local_ray", "sigterm_interrupts", "while_ray_lives"]
+from headrace.connection import embedded_socket
+
+__all__ = ["address_left", "left_address", "local_ray", "require_ray", "sigterm_interrupts", "while_ray_lives"]
 
 _OBJECT_STORE_BYTES: Final = 256 << 20
 _LONGEST_FOLDER: Final = 40
@@ -42,10 +44,12 @@ def local_ray(cpus: int, *, verbose: bool) -> Iterator[None]:
         raise ConnectionError("this process is connected to a Ray already: call ray.shutdown() first")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A round of Serve's controller takes a few ms of a core that the replicas compute on; its default is ten a second.
+    os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.25")
     with ExitStack() as stack:
         options: dict[str, Any] = {}
         if address := os.environ.get("RAY_ADDRESS"):
-            _require_ray(address)
+            require_ray(address)
         else:
             options = {
                 "num_cpus": max(os.cpu_count() or 1, cpus),
@@ -59,7 +63,32 @@ def local_ray(cpus: int, *, verbose: bool) -> Iterator[None]:
         yield
 
 
-def _require_ray(address: str) -> None:
+def _address_file() -> Path:
+    return embedded_socket().parent / "ray_address"
+
+
+@contextmanager
+def address_left() -> Iterator[None]:
+    """While it lasts, other commands of this user find the Ray that this process is connected to."""
+    file, address = _address_file(), ray.get_runtime_context().gcs_address
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file.write_text(address)
+    try:
+        yield
+    finally:
+        if left_address() == address:
+            file.unlink(missing_ok=True)
+
+
+def left_address() -> str | None:
+    """Where the Ray of a running `headrace serve` is, if one has said so."""
+    try:
+        return _address_file().read_text("utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def require_ray(address: str) -> None:
     """Ray itself takes two minutes to find out that nobody listens there."""
     host, _, port = address.rpartition(":")
     if host and "//" not in host and port.isdecimal():

@@ -18,11 +18,11 @@ from typing import Any, Final
 
 from headrace import AsyncClient, Job
 from headrace.errors import HeadraceError
+from headrace_cluster.config.settings import ServiceConfig
 from headrace_cluster.local import LocalService
-from headrace_cluster.settings import ServiceConfig
 from headrace_workers.compression.search.served import Arrival, LoadFigures, ServedFigures, poisson_trace
 
-__all__ = ["ServedPlan", "measure_served"]
+__all__ = ["ServedPlan", "measure_served", "synthetic_trace"]
 
 _NAME: Final = "candidate"
 _IN_FLIGHT: Final = 512
@@ -85,12 +85,13 @@ async def _measure(
     async with AsyncClient(url) as client:
         await _saturated(client, texts, plan.saturated_s / 4)  # replicas warm up
         rate = await _saturated(client, texts, plan.saturated_s)
-        traces = [trace] if trace else [_synthetic(texts, share * rate, plan) for share in plan.loads]
+        traces = [trace] if trace else [synthetic_trace(texts, share * rate, plan) for share in plan.loads]
         loads = [await _replayed(client, arrivals, rate) for arrivals in traces]
     return ServedFigures(texts_per_s=rate, replicas=replicas, loads=loads)
 
 
-def _synthetic(texts: Sequence[str], per_s: float, plan: ServedPlan) -> list[Arrival]:
+def synthetic_trace(texts: Sequence[str], per_s: float, plan: ServedPlan) -> list[Arrival]:
+    """Arrivals of nobody in particular, so many a second, for as long as the plan says."""
     return poisson_trace(texts, per_s=per_s, count=max(2, round(per_s * plan.load_s)), seed=plan.seed)
 
 

@@ -312,15 +312,19 @@ class _Lapses:
             self._stops.setdefault(window.target, []).append((window.start_ns, window.end_ns + after_ns))
         self._cut_off = [
             (window.start_ns, window.end_ns + after_ns)
-            for window in record.windows("hold", "half_open")
+            for window in record.windows("hold", "half_open", "partition")
             if window.target == "routers"
         ]
 
     def alive(self, before: Delivery, after: Delivery) -> bool:
-        """Whether the router that had the job first had no reason to lose it."""
+        """Whether the router that had the job first had no reason to lose it.
+
+        A router that was stopped notes what the server gave it meanwhile, and others have taken from it since, when it
+        goes on: then it is the one that came first.
+        """
         life = self._lives.get(before.router)
         ended_ns = min(self._ended_ns.get(before.router, 1 << 62), life.end_ns if life else 1 << 62)
-        lapses = self._stops.get(before.router, []) + self._cut_off
+        lapses = self._stops.get(before.router, []) + self._stops.get(after.router, []) + self._cut_off
         return after.mono_ns < ended_ns and not any(start <= after.mono_ns <= end for start, end in lapses)
 
 

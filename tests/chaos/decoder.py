@@ -47,8 +47,6 @@ class _Generation:
         usage = {"prompt_tokens": 1, "completion_tokens": self.said, "total_tokens": self.tokens}
         return {"choices": [{"index": 0, "text": text, "finish_reason": self.reason}], "usage": usage}
 
-    partial = output
-
 
 class _Event(NamedTuple):
     generation: _Generation

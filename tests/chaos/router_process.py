@@ -13,11 +13,11 @@ from chaos.socket_pool import SocketPool
 from headrace.messages import LaneEntry
 from headrace.registry import Limits
 from headrace.scripts import Reaped
-from headrace_cluster import lane_reader, model_router, upkeep
-from headrace_cluster.batch_former import FormingPolicy
-from headrace_cluster.lease import Lease
-from headrace_cluster.model_router import ModelRouter
-from headrace_cluster.routing import RoutingPolicy
+from headrace_cluster.router import lane_reader, model_router, upkeep
+from headrace_cluster.router.lease import Lease
+from headrace_cluster.router.model_router import ModelRouter
+from headrace_cluster.scheduling.batch_former import FormingPolicy
+from headrace_cluster.scheduling.routing import RoutingPolicy
 
 __all__ = ["run_router"]
 

@@ -47,15 +47,15 @@ class Patch:
 
 def _acknowledge_first() -> None:
     """Reads acknowledge: nothing is pending, so nothing is taken over from the dead."""
-    from headrace_cluster import lane_reader
+    from headrace_cluster.router import lane_reads
 
-    original = vars(lane_reader)["execute"]
+    original = vars(lane_reads)["execute"]
 
     async def without_pending(client: Any, *words: bytes | str | int) -> Any:
         at = words.index("COUNT")
         return await original(client, *words[:at], "NOACK", *words[at:])
 
-    vars(lane_reader)["execute"] = without_pending
+    vars(lane_reads)["execute"] = without_pending
 
 
 SABOTAGES: Final[Mapping[str, Callable[[], None]]] = {

@@ -40,8 +40,8 @@ class ServeCluster(Cluster):
         await asyncio.get_running_loop().run_in_executor(self._ray, self._serve)
 
     def _serve(self) -> None:
+        from headrace_cluster.config.settings import load_config
         from headrace_cluster.local import LocalService
-        from headrace_cluster.settings import load_config
 
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # actors import the engine from here
         if self.topology.nodes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from chaos.frames import ENDED, FAILED, TAKEN, read_frame, write_frame
-from headrace_cluster.pool_port import BatchFailedError, ReplicaLostError
+from headrace_cluster.pools.port import BatchFailedError, ReplicaLostError
 
 __all__ = ["SocketPool", "socket_of"]
 

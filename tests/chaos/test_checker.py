@@ -407,6 +407,29 @@ def test_a_router_that_was_stopped_for_a_lease_may_be_robbed() -> None:
     assert broken(run) == set()
 
 
+@pytest.mark.parametrize(("link", "found"), [("routers", set[str]()), ("replicas", {"I16"})])
+@pytest.mark.parametrize("kind", ["hold", "half_open", "partition"])
+def test_routers_that_were_cut_off_may_be_robbed(kind: str, link: str, found: set[str]) -> None:
+    """Their heartbeats are lost together, and the first command that arrives again may be one's to reap."""
+    run = good_run()
+    run.fault(kind, link, 1.02, 5.0)
+    run.deliver("a-0.plain", at_s=5.04, router="router-1.1")
+    assert broken(run) == found
+
+
+def test_a_router_that_goes_on_notes_what_it_was_given_while_it_was_stopped() -> None:
+    """It was robbed meanwhile, and robs nobody."""
+    run = good_run()
+    run.submit("b-0.plain", at_s=20.0)
+    run.fault("stop_router", "router-2.1", 19.9, 24.0)
+    run.deliver("b-0.plain", at_s=23.2, router="router-0.1")
+    run.deliver("b-0.plain", at_s=24.1, router="router-2.1")
+    run.start("b-0.plain", at_s=24.2)
+    run.answer("b-0.plain", at_s=24.3)
+    run.final.audit = {"submitted": 6, "ok": 5, "error": 1, "live": 0}
+    assert broken(run) == set()
+
+
 def test_a_job_may_be_blamed_for_what_the_harness_did_to_its_replicas() -> None:
     run = good_run()
     run.submit("b-0.plain")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from headrace.cli import main
-from support.command_line import Ran, Run, Zygote, kill_started
+from headrace_cluster.embedded import EmbeddedServer
+from headrace_cluster.scheduling.routing import RoutingPolicy
+from support.command_line import CountingEngine, Ran, Run, Zygote, kill_started
+from support.service import PlainService
 from support.tiny_model import write_tiny_model
 
 
@@ -30,6 +33,26 @@ def headrace(
         return Ran(status, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def engine() -> CountingEngine:
+    """Says what it is told, and counts how often."""
+    return CountingEngine()
+
+
+@pytest.fixture
+async def service(redis_url: str, engine: CountingEngine) -> AsyncIterator[PlainService]:
+    """A service of one model, `echo`, beside the command."""
+    async with PlainService(redis_url, "echo", engine, policy=RoutingPolicy(block_ms=10)) as service:
+        yield service
+
+
+@pytest.fixture
+def own_server() -> Iterator[EmbeddedServer]:
+    """A server for this test alone, whose settings and users it may change."""
+    with EmbeddedServer(fsync="everysec", die_with_parent=True) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

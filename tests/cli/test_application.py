@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
 import typer
+from typer.main import get_group
 
 from headrace import __version__
 from headrace.cli import app, main
@@ -131,6 +132,17 @@ def test_other_packages_register_commands(others: list[EntryPoint], capsys: pyte
     assert capsys.readouterr().out == "flour\n"
     assert main(["--help"]) == 0
     assert "Grind flour." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("package", "commands"), [("cluster", app._CLUSTER_COMMANDS), ("workers", app._WORKERS_COMMANDS)]
+)
+def test_the_light_client_knows_the_commands_of_each_extra(package: str, commands: tuple[str, ...]) -> None:
+    """So that whoever asks for one is told what to install, and not that there is none."""
+    [registered] = [point for point in entry_points(group="headrace.commands") if point.name == package]
+    application = typer.Typer()
+    registered.load()(application)
+    assert set(get_group(application).commands) == set(commands)
 
 
 def test_a_package_without_its_extra_is_passed_over(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +22,11 @@ from headrace.ids import is_name
 from headrace.keys import keys_of
 from headrace.messages import Tensor, unpack_payload
 from headrace.registry import Limits
-from headrace_cluster.routing import RoutingPolicy
 from headrace_workers.engines.base import ItemError
 from support.by_hand import HandService
 from support.command_line import CountingEngine, Run, read_lines, write_lines
 from support.service import PlainService
 from support.waiting import eventually
-
-
-@pytest.fixture
-def engine() -> CountingEngine:
-    return CountingEngine()
-
-
-@pytest.fixture
-async def service(redis_url: str, engine: CountingEngine) -> AsyncIterator[PlainService]:
-    async with PlainService(redis_url, "echo", engine, policy=RoutingPolicy(block_ms=10)) as service:
-        yield service
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,12 @@ import redis
 from headrace.aio import AsyncClient
 from headrace.cli.batch_state import BatchState
 from headrace.keys import keys_of
-from headrace_cluster.routing import RoutingPolicy
 from support.command_line import CountingEngine, Ran, Run, Zygote, end, read_lines, start, write_lines
 from support.proxy import Proxy
 from support.service import PlainService
 from support.waiting import eventually
 
 LINES = 600
-
-
-@pytest.fixture
-def engine() -> CountingEngine:
-    return CountingEngine()
-
-
-@pytest.fixture
-async def service(redis_url: str, engine: CountingEngine) -> AsyncIterator[PlainService]:
-    async with PlainService(redis_url, "echo", engine, policy=RoutingPolicy(block_ms=10)) as service:
-        yield service
 
 
 @pytest.fixture

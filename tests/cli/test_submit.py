@@ -12,22 +12,10 @@ from headrace.cli.output import Exit
 from headrace.errors import FailureCode
 from headrace.messages import Status, Tensor
 from headrace.registry import Limits
-from headrace_cluster.routing import RoutingPolicy
 from headrace_workers.engines.base import ItemError
 from support.by_hand import HandService
 from support.command_line import CountingEngine, Run
 from support.service import PlainService
-
-
-@pytest.fixture
-def engine() -> CountingEngine:
-    return CountingEngine()
-
-
-@pytest.fixture
-async def service(redis_url: str, engine: CountingEngine) -> AsyncIterator[PlainService]:
-    async with PlainService(redis_url, "echo", engine, policy=RoutingPolicy(block_ms=10)) as service:
-        yield service
 
 
 @pytest.fixture

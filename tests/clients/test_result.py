@@ -54,7 +54,7 @@ async def test_an_answer_that_came_before_anybody_asked(client: AsyncClient, ser
     """Asking late is asking all the same."""
     receipt = await client.submit(job())
     await service.answer(*await service.take(), output="early")
-    await eventually(lambda: client._answers[MODEL].pending == 0)
+    await eventually(lambda: client.own_inbox.demultiplexer(MODEL).pending == 0)
 
     assert (await client.result(receipt, timeout_s=5)).unwrap() == "early"
 
@@ -75,7 +75,7 @@ async def test_two_who_ask_at_once_after_the_answer_came(client: AsyncClient, se
     """The second is served from the record, before the entry is deleted."""
     receipt = await client.submit(job())
     await service.answer(*await service.take(), output="late")
-    await eventually(lambda: client._answers[MODEL].pending == 0)
+    await eventually(lambda: client.own_inbox.demultiplexer(MODEL).pending == 0)
 
     results = await asyncio.gather(*(client.result(receipt, timeout_s=5) for _ in range(2)))
 
@@ -135,7 +135,7 @@ async def test_an_answer_that_comes_between_two_attempts_is_kept(client: AsyncCl
     with pytest.raises(ResultTimeoutError):
         await client.result(receipt, timeout_s=0.01)
     await service.answer(*await service.take(), output="kept")
-    await eventually(lambda: client._answers[MODEL].pending == 0)
+    await eventually(lambda: client.own_inbox.demultiplexer(MODEL).pending == 0)
 
     assert (await client.result(receipt, timeout_s=5)).unwrap() == "kept"
 
@@ -147,7 +147,7 @@ async def test_a_waiter_cancelled_exactly_when_the_answer_arrives_loses_nothing(
     receipt = await client.submit(job())
     waiter = asyncio.create_task(client.result(receipt))
     await asyncio.sleep(0)
-    demultiplexer = client._answers[MODEL]
+    demultiplexer = client.own_inbox.demultiplexer(MODEL)
     [entry] = await service.take()
     feed = demultiplexer.feed
 
@@ -335,10 +335,10 @@ async def test_an_answer_whose_place_was_forgotten_is_found_by_its_record(
     client: AsyncClient, service: HandService
 ) -> None:
     """Forgetting costs a look at the record, not the answer."""
-    client._answers[MODEL] = Demultiplexer(remembered=1)
+    client.own_inbox._answers[MODEL] = Demultiplexer(remembered=1)
     receipts = await client.submit_many([job(n) for n in range(3)])
     await service.answer(*await service.take(), output="found")
-    await eventually(lambda: client._answers[MODEL].pending == 0)
+    await eventually(lambda: client.own_inbox.demultiplexer(MODEL).pending == 0)
 
     results = [await client.result(receipt, timeout_s=5) for receipt in receipts]
 

@@ -70,7 +70,7 @@ async def test_who_waits_is_told_when_the_inbox_may_not_be_read(locked_server: E
     """A reader that never will be let in ends the waiting, instead of trying for ever."""
     async with AsyncClient(with_credentials(locked_server, "reader:look"), settings=QUICK) as client:
         shard = f"{MODEL}#0"  # of a shard nothing is asked before
-        client.demultiplexer(shard).open("job")
+        client.own_inbox.demultiplexer(shard).open("job")
         with pytest.raises(RedisSetupError):
             await client.result("job", model=shard, timeout_s=5)
 

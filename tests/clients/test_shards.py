@@ -10,7 +10,7 @@ import pytest
 
 from headrace import AsyncClient, CancelOutcome, Client, Job, JobState, ShardedModelError
 from headrace.shards import shard_names, shard_of
-from headrace_cluster.routing import RoutingPolicy
+from headrace_cluster.scheduling.routing import RoutingPolicy
 from support.service import PlainService
 
 MODEL = "hot"

@@ -161,7 +161,7 @@ async def test_leaving_and_coming_back(client: AsyncClient, service: HandService
 async def test_a_closed_stream_leaves_the_answer_to_whoever_asks(client: AsyncClient, service: HandService) -> None:
     stream, decoder = await opened(client, service)
     await decoder.finish("there")
-    await eventually(lambda: client.demultiplexer(MODEL).pending == 0)
+    await eventually(lambda: client.own_inbox.demultiplexer(MODEL).pending == 0)
     await stream.aclose()
     assert (await client.result(stream.id, model=MODEL, timeout_s=5)).text == "there"
 
@@ -224,7 +224,7 @@ async def test_several_watch_one_job(client: AsyncClient, service: HandService, 
 
 
 async def test_chunks_are_wanted_while_somebody_watches(client: AsyncClient, service: HandService) -> None:
-    demultiplexer = client.demultiplexer(MODEL)
+    demultiplexer = client.own_inbox.demultiplexer(MODEL)
     one, other = (OwnSource(service.redis, demultiplexer, MODEL, client.inbox, "a") for _ in range(2))
     demultiplexer.feed_chunk(InboxEntry(client.inbox, "1-0", "a", "chunk", 1, b""))
     for source in (one, other):

@@ -64,7 +64,7 @@ async def refusal(url: str) -> str:
     async with AsyncClient(url, settings=QUICK) as client:
         with pytest.raises(RedisTlsError) as caught:
             await client.ping()
-        client.demultiplexer(MODEL).open("job")
+        client.own_inbox.demultiplexer(MODEL).open("job")
         with pytest.raises(RedisTlsError):
             await client.result("job", model=MODEL, timeout_s=10)
     error: BaseException | None = caught.value

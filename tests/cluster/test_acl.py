@@ -25,10 +25,11 @@ from headrace.keys import MODELS, keys_of
 from headrace.lookup import read_records, read_stored
 from headrace.messages import LaneEntry, Status
 from headrace.overview import read_overviews
-from headrace.registry import Limits
+from headrace.registry import Limits, close_model, open_model, register
 from headrace.scripts import ALL, ChunkOutcome, GiveBack, reap, release, retry, sweep
 from headrace.server_check import check_server
 from headrace_cluster.embedded import EmbeddedServer
+from headrace_cluster.rollout.removal import bury_jobs, forget_models
 from support.by_hand import HandService
 from support.by_hand_streams import HandStream
 from support.service import PlainService
@@ -108,6 +109,20 @@ async def test_what_producers_do_on_bad_days(url_of: UrlOf) -> None:
             assert len(await read_stored(redis_of_producer, MODEL, producer.inbox, "0")) >= 1
         finally:
             await redis_of_producer.aclose()
+
+
+async def test_an_admin_removes_a_model(url_of: UrlOf) -> None:
+    """As `headrace apply` does: closed, its jobs set aside, and forgotten."""
+    redis_of_admin, redis_of_worker = commands(url_of("admin")), commands(url_of("worker"))
+    async with AsyncClient(url_of("producer")) as producer:
+        await register(redis_of_worker, MODEL, Limits())
+        await producer.submit(Job(model=MODEL, input="nobody runs it"))
+        await close_model(redis_of_admin, MODEL, generation=1)
+        assert await bury_jobs(redis_of_admin, url_of("admin"), MODEL, timeout_s=20) == 1
+        assert await forget_models(redis_of_admin, [MODEL], served=[], timeout_s=5) == {MODEL: 1}
+        await open_model(redis_of_admin, MODEL, Limits())
+    await redis_of_admin.aclose()
+    await redis_of_worker.aclose()
 
 
 async def test_a_producer_that_waits_for_the_disk(
@@ -335,7 +350,7 @@ def commands_of(script_text: str) -> set[str]:
 def test_every_script_belongs_to_somebody_who_may_run_all_of_it(script: Any) -> None:
     """A new script needs a profile, and a new command in one a grant."""
     profiles = [profile for profile in PROFILES.values() if script in profile.scripts]
-    assert [profile.name for profile in profiles if profile.name != "admin"] or script.name == "replay"
+    assert [profile.name for profile in profiles if profile.name != "admin"] or script.name in ("replay", "forget")
     for profile in profiles:
         rules = " ".join(rules_of(profile))
         if "+@write" not in rules:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headrace_cluster.batch_former import BatchFormer, FormingPolicy, WaitingJob
+from headrace_cluster.scheduling.batch_former import BatchFormer, FormingPolicy, WaitingJob
 
 NOW = 1000.0
 HIGH, NORMAL, LOW = 0, 1, 2
@@ -194,7 +194,7 @@ def test_what_left_is_forgotten() -> None:
         former.expired(NOW + 1)
 
     assert len(former._by_deadline) < 200
-    assert sum(len(flow.by_due) for flow in former._flows.values()) < 200
+    assert sum(len(flow.by_due) for flow in former._queue._flows.values()) < 200
 
 
 def test_what_comes_back_again_and_again_is_kept_once() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace_cluster.batch_former import BatchFormer, FormingPolicy, WaitingJob
+from headrace_cluster.scheduling.batch_former import BatchFormer, FormingPolicy, WaitingJob
 
 NOW = 1000.0
 
@@ -87,7 +87,7 @@ def test_tenants_that_left_are_forgotten() -> None:
         add(former, 1, tenant=str(n))
         former.form(NOW)
 
-    assert len(former._flows) < 10
+    assert len(former._queue._flows) < 10
 
 
 def test_a_giant_of_one_tenant_does_not_end_the_round() -> None:

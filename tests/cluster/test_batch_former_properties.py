@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from headrace_cluster.batch_former import BatchFormer, FormingPolicy, WaitingJob
+from headrace_cluster.scheduling.batch_former import BatchFormer, FormingPolicy, WaitingJob
 
 POLICIES = st.builds(
     FormingPolicy,
@@ -146,8 +146,8 @@ class Forming(RuleBasedStateMachine):
     def nothing_is_kept_that_left(self) -> None:
         if hasattr(self, "former"):
             bound = 2 * (len(self.waiting) + 20) + 100
-            assert sum(len(flow.by_due) for flow in self.former._flows.values()) <= bound + 100 * len(
-                self.former._flows
+            assert sum(len(flow.by_due) for flow in self.former._queue._flows.values()) <= bound + 100 * len(
+                self.former._queue._flows
             )
             assert len(self.former._by_deadline) <= 2 * bound
 

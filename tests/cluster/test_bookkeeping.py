@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.keys import LANES
-from headrace_cluster.credit import CreditPolicy, Reading, plan_reading
-from headrace_cluster.slots import Slot, SlotLedger
-from headrace_cluster.token_estimate import TokenEstimate
+from headrace_cluster.scheduling.credit import CreditPolicy, Reading, plan_reading
+from headrace_cluster.scheduling.token_estimate import TokenEstimate
+from headrace_cluster.slots.ledger import Slot, SlotLedger
 
 # -- slots --------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from headrace import AsyncClient, Job, Status
 from headrace.messages import Batch, LaneEntry
-from headrace_cluster.batch_former import FormingPolicy
+from headrace_cluster.scheduling.batch_former import FormingPolicy
 from headrace_workers.engines.base import Prepared
 from headrace_workers.replica import Replica
 from support.bad_days import GatedEngine, RecordingEngine
@@ -60,8 +60,10 @@ async def test_a_job_expires_while_it_waits_in_the_router(redis_url: str) -> Non
     """It is answered when its deadline passes, not when a replica has time to look at it."""
     engine = GatedEngine()
     forming = FormingPolicy(max_jobs=1)
-    async with PlainService(redis_url, MODEL, engine, policy=policy(forming=forming)), AsyncClient(redis_url) as client:
+    plain = PlainService(redis_url, MODEL, engine, policy=policy(forming=forming))
+    async with plain as service, AsyncClient(redis_url) as client:
         await client.submit_many(jobs(2))
+        await eventually(lambda: service.router.counts.dispatched == 2)
         late = await client.run(Job(model=MODEL, input="late", deadline_s=0.1), timeout_s=5)
         assert (await client.audit(MODEL)).expired == 1
         engine.open()

@@ -18,7 +18,7 @@ from functools import partial
 
 import pytest
 
-from headrace_cluster.batch_former import BatchFormer, FormingPolicy, WaitingJob
+from headrace_cluster.scheduling.batch_former import BatchFormer, FormingPolicy, WaitingJob
 
 FIXED_S = 0.004
 TOKEN_S = 20e-6

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headrace import AsyncClient, Job
-from headrace_cluster.routing import RoutingPolicy
+from headrace_cluster.scheduling.routing import RoutingPolicy
 from headrace_workers.engines.base import Prepared
 from headrace_workers.engines.decoder import DecoderEngine
 from support.mortal import MortalReplica

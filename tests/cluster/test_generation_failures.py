@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
 from headrace import AsyncClient, FailureCode, Job, Status
+from headrace.errors import HeadraceError
+from headrace.messages import Batch, Fate, JobOutcomes
 from headrace.settings import ClientSettings
 from headrace_cluster.embedded import EmbeddedServer
-from headrace_cluster.routing import RoutingPolicy
-from headrace_cluster.slots import SlotLedger
+from headrace_cluster.scheduling.routing import RoutingPolicy
+from headrace_cluster.slots.ledger import SlotLedger
+from headrace_workers.decoder_replica import DecoderReplica
 from headrace_workers.generation import batch_call
+from support.by_hand import HandService
 from support.decoders import FakeDecoder, words_of
 from support.mortal import MortalReplica
 from support.routing import MODEL, assert_all_accounted_for
@@ -63,13 +67,16 @@ class MortalService(PlainService):
         self._born += 1
         self.pool.change(self.living)  # type: ignore[arg-type]
 
-    async def kill(self, name: str) -> None:
-        """Kill a replica, and have another one born."""
+    async def kill(self, name: str, *, heir: bool = True) -> None:
+        """Kill a replica, and have another one born, if there shall be one."""
         dead = self.living.pop(name)
         self.buried.append(dead)
         await dead.kill()
         old = self.fakes[name]
-        self._bear(FakeDecoder(step_s=old.step_s, pause_at=old.pause_at))
+        if heir:
+            self._bear(FakeDecoder(step_s=old.step_s, pause_at=old.pause_at))
+        else:
+            self.pool.change(self.living)  # type: ignore[arg-type]
 
     def lose(self, name: str) -> None:
         """Lose the way to a replica that lives, and have another one born."""
@@ -133,7 +140,7 @@ async def test_replicas_that_are_killed_at_random_moments(redis_url: str) -> Non
     engines = [FakeDecoder(step_s=0.002, slots=16) for _ in range(3)]
     fields = {"jobs_per_replica": 16, "lone_failures": 100}
     async with mortal(redis_url, *engines, **fields) as service, AsyncClient(redis_url) as client:
-        service.router.scheduler.slots._suspension_s = 0.01
+        service.router.scheduler.slots._suspension_s = 0.01  # type: ignore[attr-defined]
         service.router.scheduler.breaker._limit = 1000
         lengths = [chance.randrange(20, 120) for _ in range(120)]
         listening = [asyncio.create_task(heard(client, job(f"w{n}", words))) for n, words in enumerate(lengths)]
@@ -164,6 +171,33 @@ async def test_a_replica_that_was_only_out_of_reach_writes_nothing_more(redis_ur
         assert await listening == words_of("mill", 9)
         assert [delivered for _, delivered in successor.started] == [3]
         await assert_all_accounted_for(client, 1)
+
+
+@pytest.mark.parametrize("late_first", [False, True])
+async def test_of_two_calls_with_one_job_the_later_dispatch_has_it(redis_url: str, late_first: bool) -> None:
+    """A router that lost the way to a replica sends its job again; what it sent first may come behind that."""
+    engine = FakeDecoder(pause_at=2)
+    replica = DecoderReplica(MODEL, engine, redis_url=redis_url)
+    async with HandService(redis_url, MODEL) as service, AsyncClient(redis_url) as client:
+        receipt = await client.submit(job("mill", 4))
+        entries = await service.take()
+        messages = [Batch(MODEL, 1_764_000_000_000 + n, entries).to_bytes() for n in (0, 6)]
+        order = [1, 0] if late_first else [0, 1]
+        replies: dict[int, asyncio.Task[list[int]]] = {}
+        for n in order:
+            replies[n] = asyncio.create_task(_fates(replica, messages[n]))
+            await eventually(lambda: engine.running)
+        fates_of_first = await replies[0]
+        engine.go_on()
+
+        assert fates_of_first == [Fate.LATE]
+        assert await replies[1] == [Fate.ANSWERED]
+        assert (await client.result(receipt, timeout_s=5)).text == words_of("mill", 4)
+    await replica.close()
+
+
+async def _fates(replica: DecoderReplica, message: bytes) -> list[int]:
+    return [fate async for reply in replica.stream(message) for fate in JobOutcomes.from_bytes(reply).fates]
 
 
 async def test_the_job_that_makes_every_step_raise_is_found(redis_url: str) -> None:
@@ -197,7 +231,10 @@ async def test_a_replica_whose_step_never_ends_is_killed(redis_url: str, monkeyp
         AsyncClient(redis_url) as client,
     ):
         hung = await client.submit(job("hang@3"))
-        await eventually(lambda: service.pool.killed == ["replica-0"])
+        for life in range(2):  # what it ran at first is pardoned; another life has another name
+            killed = [f"replica-{number}" for number in range(life + 1)]
+            await eventually(lambda killed=killed: service.pool.killed == killed)  # type: ignore[misc]
+            service.pool.change({f"replica-{life + 1}": service.pool.replicas[f"replica-{life}"]})
         assert (await client.result(hung, timeout_s=5)).status is Status.DEAD
         hanging.go_on()
 
@@ -310,3 +347,34 @@ async def test_a_server_that_is_killed_in_the_middle_of_streams(own_server: Embe
 
         assert await asyncio.gather(*listening) == [words_of(f"w{n}", 250) for n in range(8)]
         await assert_all_accounted_for(client, 8)
+
+
+# -- answers that nobody finishes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "reason"),
+    [({}, Status.CANCELLED, "cancelled"), ({"deadline_s": 1.5}, Status.EXPIRED, "deadline")],
+)
+async def test_what_was_delivered_is_not_lost_with_the_last_replica(
+    redis_url: str, fields: dict[str, Any], status: Status, reason: str
+) -> None:
+    """The job waits in the router when it is called off, or too late; its answer says how far the dead one came."""
+    stuck = FakeDecoder(pause_at=4)
+    async with mortal(redis_url, stuck) as service, AsyncClient(redis_url) as client:
+        async with client.stream(job("mill", 12, **fields), timeout_s=20) as stream:
+            chunks = [await stream.next_chunk() for _ in range(1)]
+            await eventually(lambda: stuck.running[0].positions == [4])
+            await asyncio.sleep(0.1)  # all four are delivered
+            await service.kill("mortal-0", heir=False)
+            if status is Status.CANCELLED:
+                await stream.cancel()
+            with suppress(HeadraceError):
+                while chunks[-1] is not None:
+                    chunks.append(await stream.next_chunk())
+        await assert_all_accounted_for(client, 1)
+
+    assert stream.result is not None
+    assert stream.result.status is status
+    [choice] = stream.result.output["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (words_of("mill", 4), reason)

@@ -12,12 +12,13 @@ from headrace.connection import commands, execute
 from headrace.keys import GROUP, keys_of
 from headrace.messages import LaneEntry
 from headrace.registry import Limits, register
-from headrace_cluster.credit import Reading
-from headrace_cluster.lane_reader import LaneReader
+from headrace_cluster.router.lane_reader import LaneReader
+from headrace_cluster.router.lane_reads import LaneReads
 from support.waiting import eventually
 
 MODEL = "m"
-EVERYTHING = Reading((0, 1, 2), 100)
+HIGH, NORMAL, LOW = range(3)
+NOTHING = {HIGH: 0, NORMAL: 0, LOW: 0}
 
 pytestmark = pytest.mark.leaves_jobs
 
@@ -26,24 +27,24 @@ class Reader:
     """A lane reader whose credit the test gives."""
 
     def __init__(self, url: str, consumer: str = "reader", block_ms: int = 50) -> None:
-        self.plan: Reading | None = EVERYTHING
+        self.credit = {HIGH: 100, NORMAL: 100, LOW: 100}
         self.taken: list[LaneEntry] = []
-        self.on_plan: Callable[[], None] = lambda: None
+        self.on_asked: Callable[[], None] = lambda: None
         self.restored = 0
-        self.reader = LaneReader(
-            url,
-            MODEL,
-            consumer=consumer,
-            plan=self._plan,
-            take=self._take,
-            restore=self._restore,
-            block_ms=block_ms,
-        )
+        self.reads = LaneReads(url, consumer, block_ms=block_ms)
+        self.reader = LaneReader(self.reads, MODEL, credit=self._credit, take=self._take, restore=self._restore)
         self._url = url
 
-    def _plan(self) -> Reading | None:
-        self.on_plan()
-        return self.plan
+    async def run(self) -> None:
+        """Read until stopped."""
+        try:
+            await self.reader.run()
+        finally:
+            await self.reads.close()
+
+    def _credit(self, priority: int, active: int) -> int:
+        self.on_asked()
+        return self.credit[priority]
 
     def _take(self, entries: Sequence[LaneEntry]) -> None:
         self.taken += entries
@@ -80,7 +81,7 @@ async def submit(client: AsyncClient, *ids: str, priority: str = "normal") -> No
 async def test_entries_are_read_as_they_come(client: AsyncClient, redis_url: str) -> None:
     """From all lanes, without polling."""
     reading = Reader(redis_url)
-    running = asyncio.create_task(reading.reader.run())
+    running = asyncio.create_task(reading.run())
     for priority in ("low", "normal", "high"):
         await submit(client, priority, priority=priority)
         await reading.has(priority)
@@ -94,9 +95,9 @@ async def test_no_more_is_read_than_there_is_credit_for(client: AsyncClient, red
     """The rest stays in Redis, undelivered."""
     await submit(client, *[f"job-{n}" for n in range(50)])
     reading = Reader(redis_url)
-    reading.plan = Reading((0, 1, 2), 10)
-    reading.on_plan = lambda: setattr(reading, "plan", None) if reading.taken else None
-    running = asyncio.create_task(reading.reader.run())
+    reading.credit[NORMAL] = 10
+    reading.on_asked = lambda: reading.credit.update({NORMAL: 0} if reading.taken else {})
+    running = asyncio.create_task(reading.run())
     await eventually(lambda: len(reading.taken) == 10)
     await asyncio.sleep(0.1)
     pending = await execute(client._redis, "XPENDING", keys_of(MODEL).lanes[1], GROUP)
@@ -107,15 +108,16 @@ async def test_no_more_is_read_than_there_is_credit_for(client: AsyncClient, red
 
 
 async def test_a_lane_without_credit_is_left_alone(client: AsyncClient, redis_url: str) -> None:
-    """The others are looked at often, since such a read must not block."""
+    """The others are read as they come."""
     reading = Reader(redis_url)
-    reading.plan = Reading((0, 2), 10)
-    running = asyncio.create_task(reading.reader.run())
+    reading.credit[NORMAL] = 0
+    running = asyncio.create_task(reading.run())
     await submit(client, "normal")
     await submit(client, "high", priority="high")
     await submit(client, "low", priority="low")
     await eventually(lambda: len(reading.taken) == 2)
-    reading.plan = EVERYTHING
+    reading.credit[NORMAL] = 10
+    reading.reader.credit_changed()
     await eventually(lambda: len(reading.taken) == 3)
     reading.reader.stop()
     await asyncio.wait_for(running, 5)
@@ -126,12 +128,12 @@ async def test_a_lane_without_credit_is_left_alone(client: AsyncClient, redis_ur
 async def test_new_credit_wakes_the_reader(client: AsyncClient, redis_url: str) -> None:
     """Without credit it waits, and asks nothing of Redis."""
     reading = Reader(redis_url)
-    reading.plan = None
+    reading.credit.update(NOTHING)
     await submit(client, "job")
-    running = asyncio.create_task(reading.reader.run())
+    running = asyncio.create_task(reading.run())
     await asyncio.sleep(0.1)
     assert reading.taken == []
-    reading.plan = EVERYTHING
+    reading.credit[NORMAL] = 1
     reading.reader.credit_changed()
     await eventually(lambda: reading.ids == ["job"])
     reading.reader.stop()
@@ -145,7 +147,7 @@ async def test_what_a_former_life_was_given_is_adopted(client: AsyncClient, redi
     await execute(client._redis, "XREADGROUP", "GROUP", GROUP, "reader", "COUNT", 600, "STREAMS", lane, ">")
     await submit(client, "new")
     reading = Reader(redis_url)
-    running = asyncio.create_task(reading.reader.run())
+    running = asyncio.create_task(reading.run())
     await eventually(lambda: len(reading.taken) == 601)
     reading.reader.stop()
     await asyncio.wait_for(running, 5)
@@ -159,7 +161,7 @@ async def test_another_s_entries_are_not_adopted(client: AsyncClient, redis_url:
     lane = keys_of(MODEL).lanes[1]
     await execute(client._redis, "XREADGROUP", "GROUP", GROUP, "other", "COUNT", 600, "STREAMS", lane, ">")
     reading = Reader(redis_url)
-    running = asyncio.create_task(reading.reader.run())
+    running = asyncio.create_task(reading.run())
     await eventually(lambda: reading.reader.reachable)
     reading.reader.stop()
     await asyncio.wait_for(running, 5)
@@ -170,7 +172,7 @@ async def test_another_s_entries_are_not_adopted(client: AsyncClient, redis_url:
 async def test_a_lost_group_is_restored(client: AsyncClient, redis_url: str) -> None:
     """Also while the reader is blocked at the server."""
     reading = Reader(redis_url, block_ms=600)
-    running = asyncio.create_task(reading.reader.run())
+    running = asyncio.create_task(reading.run())
     await submit(client, "before")
     await eventually(lambda: reading.ids == ["before"])
     for lane in keys_of(MODEL).lanes:
@@ -182,14 +184,14 @@ async def test_a_lost_group_is_restored(client: AsyncClient, redis_url: str) -> 
     await asyncio.wait_for(running, 5)
 
 
-@pytest.mark.parametrize("plan", [None, EVERYTHING, Reading((0,), 1)])
+@pytest.mark.parametrize("credit", [NOTHING, {}, {HIGH: 0}])
 async def test_a_stopped_reader_ends_whatever_it_waits_for(
-    client: AsyncClient, redis_url: str, plan: Reading | None
+    client: AsyncClient, redis_url: str, credit: dict[int, int]
 ) -> None:
     """Credit, or news: within one blocking read."""
     reading = Reader(redis_url)
-    reading.plan = plan
-    running = asyncio.create_task(reading.reader.run())
+    reading.credit.update(credit)
+    running = asyncio.create_task(reading.run())
     await asyncio.sleep(0.06)
     reading.reader.stop()
 
@@ -200,8 +202,8 @@ async def test_a_reader_that_is_stopped_while_it_adopts_ends(client: AsyncClient
     """At any moment of its beginning, though there is no credit to wait for."""
     for steps in range(40):
         reading = Reader(redis_url)
-        reading.plan = None
-        running = asyncio.create_task(reading.reader.run())
+        reading.credit.update(NOTHING)
+        running = asyncio.create_task(reading.run())
         for _ in range(steps):
             await asyncio.sleep(0)
         reading.reader.stop()
@@ -213,7 +215,7 @@ async def test_an_error_of_setup_is_retried_too(client: AsyncClient, redis_url: 
     redis = commands(redis_url)
     await execute(redis, "ACL", "SETUSER", "router", "on", ">pw", "~*", "+@all", "-xreadgroup")
     reading = Reader(redis_url.replace("unix://", "unix://router:pw@"))
-    running = asyncio.create_task(reading.reader.run())
+    running = asyncio.create_task(reading.run())
     await asyncio.sleep(0.1)
     assert not running.done()
     assert not reading.reader.reachable
@@ -233,7 +235,7 @@ async def test_what_take_raises_ends_the_reader(client: AsyncClient, redis_url: 
     def faulty() -> None:
         raise ZeroDivisionError("a bug")
 
-    reading.on_plan = faulty
-    running = asyncio.create_task(reading.reader.run())
+    reading.on_asked = faulty
+    running = asyncio.create_task(reading.run())
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(running, 5)

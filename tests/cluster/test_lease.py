@@ -11,7 +11,7 @@ import redis as sync_redis
 
 from headrace.keys import keys_of
 from headrace_cluster.embedded import EmbeddedServer
-from headrace_cluster.lease import Lease, LeaseState
+from headrace_cluster.router.lease import Lease, LeaseState
 from support.waiting import eventually
 
 TTL_S = 3.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ from headrace import AsyncClient, CancelOutcome, FailureCode, Job, RetryPolicy, 
 from headrace.connection import execute
 from headrace.keys import GROUP, keys_of
 from headrace.messages import Batch
-from headrace_cluster.batch_former import FormingPolicy
-from headrace_cluster.pool_port import ReplicaLostError
-from headrace_cluster.routing import RoutingPolicy
+from headrace_cluster.pools.port import ReplicaLostError
+from headrace_cluster.scheduling.batch_former import FormingPolicy
+from headrace_cluster.scheduling.routing import RoutingPolicy
 from headrace_workers.engines.base import ItemError, Prepared
 from headrace_workers.engines.echo import EchoEngine
 from headrace_workers.replica import Replica
@@ -118,7 +119,8 @@ async def test_a_router_that_ends_in_order_gives_back_what_it_could_not_finish(r
         await ending.__aenter__()
         receipts = await client.submit_many(jobs(100))
         await eventually(lambda: ending.router.counts.read == 100)
-        async with PlainService(redis_url, MODEL, policy=policy(), consumer="lives"):
+        async with PlainService(redis_url, MODEL, policy=policy(), consumer="lives") as living:
+            living.lease._state._unbroken_since_s = float("-inf")  # however young the server is
             assert ending._task is not None
             ending._task.cancel()
             await asyncio.wait({ending._task})
@@ -152,17 +154,27 @@ async def test_a_lapsed_router_looks_again_at_what_it_holds(redis_url: str) -> N
 
 
 class Mortal:
-    """Dies of certain inputs, and is alive again for the next call."""
+    """Dies of certain inputs, and is alive again for the next call.
 
-    def __init__(self, replica: Replica, poison: set[str]) -> None:
+    Args:
+        replica: what runs.
+        poison: ids of the jobs that it dies of.
+        died: is told how often it has died by then.
+    """
+
+    def __init__(
+        self, replica: Replica, poison: set[str], *, died: Callable[[int], None] = lambda _deaths: None
+    ) -> None:
         self.replica = replica
         self.poison = poison
         self.deaths = 0
+        self._died = died
 
     async def run(self, message: bytes) -> bytes:
         batch = Batch.from_bytes(message)
         if self.poison & {entry.envelope.job_id for entry in batch.entries}:
             self.deaths += 1
+            self._died(self.deaths)
             raise ReplicaLostError("it died of it")
         return await self.replica.run(message)
 
@@ -170,9 +182,14 @@ class Mortal:
 async def test_a_poison_job_is_found_and_set_aside(redis_url: str) -> None:
     """All the others are answered; the letter keeps what it was."""
     service = PlainService(redis_url, MODEL, policy=policy())
-    mortal = Mortal(service.replicas["replica-0"], {"job-17"})
+
+    def reborn(deaths: int) -> None:
+        """Each life of a replica has a name of its own."""
+        service.pool.change({f"replica-{deaths}": mortal})
+
+    mortal = Mortal(service.replicas["replica-0"], {"job-17"}, died=reborn)
     service.pool.replicas = {"replica-0": mortal}
-    service.router.scheduler.slots._suspension_s = 0.01
+    service.router.scheduler.slots._suspension_s = 0.01  # type: ignore[attr-defined]
     async with service, AsyncClient(redis_url) as client:
         results = {result.id: result async for result in client.map(jobs(64))}
         await assert_all_accounted_for(client, 64)
@@ -192,7 +209,7 @@ async def test_what_one_router_found_out_the_next_one_knows(redis_url: str) -> N
     first = PlainService(redis_url, MODEL, policy=policy(), consumer="first")
     mortal = Mortal(first.replicas["replica-0"], {"job-0"})
     first.pool.replicas = {"replica-0": mortal}
-    first.router.scheduler.slots._suspension_s = 60  # so that it dies before it tries again
+    first.router.scheduler.slots._suspension_s = 60  # type: ignore[attr-defined] # so that it dies first
     async with AsyncClient(redis_url) as client:
         await first.__aenter__()
         receipt = await client.submit(jobs(1)[0])

@@ -9,8 +9,8 @@ import pytest
 
 from headrace.errors import ConfigError
 from headrace_cluster.app import application
+from headrace_cluster.config.settings import load_config
 from headrace_cluster.redis_address import RedisAddress
-from headrace_cluster.settings import load_config
 
 SECRET = "tr0ub4dor"
 ECHO = {"models": {"echo": {"engine": {"kind": "echo"}}}}

@@ -17,7 +17,7 @@ from headrace.overview import read_overviews
 from headrace.server_check import check_server
 from headrace.shards import shard_names
 from headrace_cluster.embedded import EmbeddedServer
-from headrace_cluster.routing import RoutingPolicy
+from headrace_cluster.scheduling.routing import RoutingPolicy
 from support.redis_cluster import RedisCluster, free_ports, slot_of
 from support.service import PlainService
 from support.users import PASSWORD, make_users, refusals
@@ -70,7 +70,7 @@ async def test_jobs_of_models_on_different_masters(cluster: RedisCluster, models
 
 async def test_one_model_on_several_masters(cluster: RedisCluster) -> None:
     """Its shards fall on different masters; the producer names the model, and the audit is of all of them."""
-    policy, names = RoutingPolicy(shards=6), shard_names("hot", 6)
+    policy, names = RoutingPolicy(shards=6, block_ms=50), shard_names("hot", 6)
     assert len({cluster.owner(slot_of(name)) for name in names}) == len(cluster.servers)
     async with AsyncExitStack() as stack:
         for name in names:

@@ -15,8 +15,8 @@ from headrace.connection import commands, execute
 from headrace.errors import EngineFailedError
 from headrace.keys import GROUP, keys_of
 from headrace.registry import Limits
-from headrace_cluster.batch_former import FormingPolicy
-from headrace_cluster.model_router import ModelRouter
+from headrace_cluster.router.model_router import ModelRouter
+from headrace_cluster.scheduling.batch_former import FormingPolicy
 from headrace_workers.engines.base import ItemError, Prepared
 from headrace_workers.engines.echo import EchoEngine
 from support.bad_days import GatedEngine, PickyEngine, RecordingEngine, SlowEngine

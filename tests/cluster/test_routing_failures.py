@@ -10,10 +10,10 @@ import pytest
 
 from headrace import AsyncClient, FailureCode, Job, JobDeadError, Status
 from headrace.messages import Batch, BatchOutcome, Fate
-from headrace_cluster.batch_former import FormingPolicy
-from headrace_cluster.pool_port import BatchFailedError, ReplicaLostError
-from headrace_cluster.routing import RoutingPolicy
-from headrace_cluster.slots import SlotLedger
+from headrace_cluster.pools.port import BatchFailedError, ReplicaLostError
+from headrace_cluster.scheduling.batch_former import FormingPolicy
+from headrace_cluster.scheduling.routing import RoutingPolicy
+from headrace_cluster.slots.ledger import SlotLedger
 from headrace_workers.engines.echo import EchoEngine
 from headrace_workers.replica import Replica
 from support.bad_days import GatedEngine, RecordingEngine, SlowEngine

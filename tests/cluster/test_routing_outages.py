@@ -14,10 +14,10 @@ from headrace import AsyncClient, ClientSettings, Job, scripts
 from headrace.connection import commands, execute
 from headrace.keys import GROUP, keys_of
 from headrace.registry import Limits, register
-from headrace_cluster.batch_former import FormingPolicy
 from headrace_cluster.embedded import EmbeddedServer
-from headrace_cluster.model_router import ModelRouter
-from headrace_cluster.routing import RoutingPolicy
+from headrace_cluster.router.model_router import ModelRouter
+from headrace_cluster.scheduling.batch_former import FormingPolicy
+from headrace_cluster.scheduling.routing import RoutingPolicy
 from headrace_workers.engines.echo import EchoEngine
 from support.bad_days import GatedEngine, RecordingEngine, SlowEngine
 from support.by_hand import HandService

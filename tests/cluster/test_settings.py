@@ -11,7 +11,7 @@ from ray.serve import Application
 
 from headrace.errors import ConfigError
 from headrace_cluster.app import BuildArgs, application, build
-from headrace_cluster.settings import ServiceConfig, load_config
+from headrace_cluster.config.settings import ServiceConfig, load_config
 
 ECHO: dict[str, Any] = {"models": {"echo": {"engine": {"kind": "echo"}}}}
 
@@ -119,7 +119,7 @@ def test_a_checked_configuration_looks_at_no_environment(monkeypatch: pytest.Mon
         (echo(batching={"max_job": 1}), "models.echo.batching.max_job: there is no such key; did you mean max_jobs?"),
         (echo(pools=[{}, {"cpu": 1}]), "models.echo.pools.1.cpu: there is no such key; did you mean cpus?"),
         (echo(limits={"retention": 5}), "limits.retention: there is no such key; did you mean retention_s?"),
-        (ECHO | {"router": {"xyz": 1}}, "router.xyz: there is no such key; known are cpus, drain_s, replicas"),
+        (ECHO | {"router": {"xyz": 1}}, "router.xyz: there is no such key; known are cpus, drain_s, labels, replicas"),
         ({"models": {"e": {"engine": {"kind": "echo", "model": "x"}}}}, "an engine of kind echo has no model"),
     ],
 )
@@ -132,7 +132,7 @@ def test_unknown_keys(content: dict[str, Any], said: str) -> None:
     ("variable", "value", "said"),
     [
         ("HEADRACE_REDIS_ULR", "redis://x", "HEADRACE_REDIS_ULR is no setting; did you mean HEADRACE_REDIS_URL?"),
-        ("HEADRACE_COLOUR", "red", "known are HEADRACE_MODELS, HEADRACE_REDIS, HEADRACE_REDIS_URL, HEADRACE_ROUTER"),
+        ("HEADRACE_COLOUR", "red", "known are HEADRACE_GENERATION, HEADRACE_LOGS, HEADRACE_METRICS, HEADRACE_MODELS"),
         ("HEADRACE_ROUTER__REPLICA", "1", "router.replica: there is no such key; did you mean replicas?"),
         ("HEADRACE_ROUTER__REPLICAS__X", "1", "router.replicas: Input should be a valid integer"),
         ("HEADRACE_MODELS__ECH0__LONE_FAILURES", "1", "models.ech0.engine: is missing"),

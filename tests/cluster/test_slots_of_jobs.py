@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from headrace.errors import DecodeError
 from headrace.messages import Fate, JobOutcomes
-from headrace_cluster.batch_former import BatchFormer, FormingPolicy, WaitingJob
-from headrace_cluster.credit import CreditPolicy, plan_reading
-from headrace_cluster.flight import Flight
-from headrace_cluster.scheduler import Scheduler
-from headrace_cluster.slots import Slot
+from headrace_cluster.router.flight import Flight
+from headrace_cluster.scheduling.batch_former import BatchFormer, FormingPolicy, WaitingJob
+from headrace_cluster.scheduling.credit import CreditPolicy, plan_reading
+from headrace_cluster.scheduling.scheduler import Scheduler
+from headrace_cluster.slots.ledger import Slot
 
 
 def job(key: object = 0, *, tokens: int = 1, tenant: str = "", priority: int = 1) -> WaitingJob:
@@ -121,6 +121,7 @@ def test_a_second_death_makes_suspects(computed: bool) -> None:
     """So does a first, if nothing was ever computed with them: who dies at once is looked at at once."""
     scheduler = scheduler_of(4)
     for n in range(1 + computed):
+        scheduler.slots.update([f"life {n}"])
         [(jobs, slot)] = dispatched(scheduler, 10.0 * (n + 1))
         scheduler.failed(jobs, slot, 10.0 * (n + 1), died=True, computed=computed)
 
@@ -156,6 +157,7 @@ def test_who_died_among_the_pardoned_was_not_alone() -> None:
 def test_a_job_that_always_kills_is_found_one_death_later_than_in_a_batch() -> None:
     scheduler, deaths, convicted = scheduler_of(1), 0, None
     while convicted is None:
+        scheduler.slots.update([f"life {deaths}"])
         [(jobs, slot)] = dispatched(scheduler, 10.0 * (deaths + 1))
         convicted = scheduler.failed(jobs, slot, 10.0 * (deaths + 1), died=True, computed=True)
         deaths += 1

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace_cluster.batch_former import FormingPolicy, WaitingJob
-from headrace_cluster.breaker import Breaker
-from headrace_cluster.quarantine import Quarantine
-from headrace_cluster.scheduler import Scheduler
-from headrace_cluster.slots import Slot, SlotLedger
+from headrace_cluster.scheduling.batch_former import FormingPolicy, WaitingJob
+from headrace_cluster.scheduling.breaker import Breaker
+from headrace_cluster.scheduling.quarantine import Quarantine
+from headrace_cluster.scheduling.scheduler import Scheduler
+from headrace_cluster.slots.ledger import Slot, SlotLedger
 
 
 def job(key: object, *, deadline_s: float | None = None) -> WaitingJob:

@@ -7,9 +7,9 @@ from typing import Any
 
 from headrace import AsyncClient, Job
 from headrace.messages import Batch, BatchOutcome, Fate, JobOutcomes, LaneEntry
-from headrace_cluster.batch_former import FormingPolicy, WaitingJob
-from headrace_cluster.routing import RoutingPolicy
-from headrace_cluster.scheduler import Scheduler
+from headrace_cluster.scheduling.batch_former import FormingPolicy, WaitingJob
+from headrace_cluster.scheduling.routing import RoutingPolicy
+from headrace_cluster.scheduling.scheduler import Scheduler
 from headrace_workers.replica import Replica
 from headrace_workers.turns import Turns
 from support.bad_days import GatedEngine

@@ -16,7 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 from deploy.checks.environment import unread
 from deploy.checks.serve_config import unknown_keys
 from deploy.checks.versions import image_faults
-from headrace_cluster.settings import load_config
+from headrace_cluster.config.settings import load_config
 
 __all__ = ["DEPLOY", "compose_faults", "compose_file"]
 

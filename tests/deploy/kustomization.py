@@ -104,7 +104,8 @@ def _generate(folder: Path, content: Object, gathered: _Accumulated) -> None:
         for file in generator["files"]:
             key, _, path = file.rpartition("=")
             data[key or path] = (folder / path).read_text("utf-8")
-        gathered.generated[name] = {"apiVersion": "v1", "data": data, "kind": "ConfigMap", "metadata": {"name": name}}
+        metadata = {"name": name, **generator.get("options", {})}
+        gathered.generated[name] = {"apiVersion": "v1", "data": data, "kind": "ConfigMap", "metadata": metadata}
 
 
 def _patch(gathered: _Accumulated, target: Object, operations: list[Object]) -> None:

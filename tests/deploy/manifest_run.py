@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -26,17 +26,22 @@ from deploy.derived import HEAD_SERVICE, RAYLET_LIVES, READY_HEAD, READY_WORKER,
 from deploy.kustomization import overlay
 from deploy.manifests import Group, Manifests
 from deploy.pods import FIRST_POD, Pod, PodNetwork
-from headrace import Client, Job, Result
+from headrace import Client, Job, Receipt, Result
 from headrace_cluster.embedded import EmbeddedServer
 from support.waiting import eventually_sync
 
-__all__ = ["main"]
+__all__ = ["WAVE", "main"]
 
-JOBS: Final = 600
-_ENGINE: Final = {"kind": "custom", "target": "deploy.engine:PlaceEngine"}
+WAVE: Final = 600
+"""Jobs that are submitted at once: so many that no pool is left out because another would be done sooner."""
+_HELD: Final = "/tmp/ray/held"
+"""In a pod's own file system: what its replica has in hand."""
+_ENGINE: Final = {"kind": "custom", "target": "deploy.engine:PlaceEngine", "options": {"held": _HELD}}
 _START_S: Final = 180.0
 _NODES: Final = ("cpu", "cpu", "gpu", "gpu-spot")
 """Which nodes are started: the least of `cpu`, and of each GPU group one, for the two replicas that there are."""
+_CATCH: Final = f"kill -STOP -1; test -s {_HELD} && cat {_HELD} || kill -CONT -1"
+"""Stops all processes of a pod and tells what its replica has in hand; if that is nothing, they go on."""
 
 
 class Cluster:
@@ -147,28 +152,65 @@ def _run(cluster: Cluster) -> dict[str, Any]:
     told["placement"] = _placement(cluster)
     url = secrets()["headrace-redis"]["url"].replace("headrace-redis", cluster.network.names["headrace-redis"])
     with Client(url) as client:
-        told |= _jobs(client, nodes[-1])
+        told |= _jobs(client, nodes)
         audit = client.audit("minilm")
         told["audit"] = {"submitted": audit.submitted, "ok": audit.ok, "lost": audit.lost, "doubled": audit.doubled}
     told["health_after"] = eventually_sync(lambda: _health(nodes[0], replicas=3), within_s=_START_S)
     return told
 
 
-def _jobs(client: Client, victim: Pod) -> dict[str, Any]:
-    """Jobs on all replicas; when a good part of them is answered, some of it by the node, that is killed."""
-    receipts = client.submit_many([Job(model="minilm", input="sleep:0.02") for _ in range(JOBS)])
-    answers, waiting = list[Result](), iter(receipts)
-    while len(answers) < JOBS // 6 or not any(answer.output == victim.name for answer in answers):
-        answers.append(client.result(next(waiting), timeout_s=_START_S))
+class Load:
+    """Numbered jobs in waves, and their answers in the same order."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.receipts: list[Receipt] = []
+        self.answers: list[Result] = []
+
+    def submit(self, jobs: int = WAVE) -> None:
+        """More of them."""
+        numbers = range(len(self.receipts), len(self.receipts) + jobs)
+        self.receipts += self._client.submit_many([Job(model="minilm", input=f"sleep:0.02 #{n}") for n in numbers])
+
+    def collect(self) -> None:
+        """Wait for all answers that are still to come."""
+        waiting = self.receipts[len(self.answers) :]
+        self.answers += [self._client.result(receipt, timeout_s=_START_S) for receipt in waiting]
+
+    def spread(self, pods: set[str]) -> bool:
+        """Whether each of the pods has answered, after another wave."""
+        self.submit()
+        self.collect()
+        return pods <= _by_pod(self.answers).keys()
+
+
+def _jobs(client: Client, nodes: list[Pod]) -> dict[str, Any]:
+    """Jobs on all nodes; the last of them is killed while it has some in hand, and more are submitted."""
+    load, victim = Load(client), nodes[-1]
+    eventually_sync(lambda: load.spread({node.name for node in nodes}), within_s=_START_S)
+    load.submit()
+    held = eventually_sync(lambda: _caught(load, victim), within_s=_START_S)
     victim.kill()
-    killed = time.monotonic()
-    answers += [client.result(receipt, timeout_s=_START_S) for receipt in waiting]
+    before = len(load.receipts)
+    load.submit()
+    load.collect()
     return {
-        "answered": len({answer.id for answer in answers}),
-        "ok": sum(answer.ok for answer in answers),
-        "by_pod": dict(sorted(Counter(str(answer.output) for answer in answers).items())),
-        "after_the_kill_s": round(time.monotonic() - killed, 1),
+        "answered": len({answer.id for answer in load.answers}),
+        "ok": sum(answer.ok for answer in load.answers),
+        "by_pod": _by_pod(load.answers),
+        "held_by_pod": _by_pod(load.answers[number] for number in held),
+        "later_by_pod": _by_pod(load.answers[before:]),
     }
+
+
+def _caught(load: Load, victim: Pod) -> list[int]:
+    """Stop a node under load in the middle of a batch: the numbers of its jobs, none of which it has answered."""
+    load.submit(8)  # there is load for as long as it takes
+    return [int(held.partition("#")[2]) for held in json.loads(victim.run(_CATCH).stdout or "[]")]
+
+
+def _by_pod(answers: Iterable[Result]) -> dict[str, int]:
+    return dict(sorted(Counter(str(answer.output) for answer in answers).items()))
 
 
 def _running(cluster: Cluster) -> bool:

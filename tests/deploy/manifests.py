@@ -13,7 +13,7 @@ from unittest import mock
 import yaml
 
 from deploy.kustomization import Object
-from headrace_cluster.settings import ServiceConfig, load_config
+from headrace_cluster.config.settings import ServiceConfig, load_config
 
 __all__ = ["Group", "Manifests", "Pod", "amount"]
 

@@ -61,6 +61,15 @@ class Pod:
         enter = ["nsenter", f"--target={self.init}", "--net", "--mount", "--pid", "bash", "-c", command]
         return subprocess.run(enter, capture_output=True, text=True, timeout=timeout_s, check=False)
 
+    def resolve(self, name: str, address: str) -> None:
+        """Have a name lead to another address from now on, as a name server would."""
+        others = f"grep -v ' {name}$' /etc/hosts > /etc/hosts.next; cat /etc/hosts.next > /etc/hosts"
+        self.run(f"{others}; printf '{_line(name, address)}' >> /etc/hosts")
+
+    def terminate(self) -> None:
+        """Tell it to end, as a deletion does: its first process has to see to the others."""
+        os.kill(self.init, signal.SIGTERM)
+
     def kill(self) -> None:
         """End all of its processes at once; the kernel does so when the first of them is killed."""
         os.kill(self.init, signal.SIGKILL)
@@ -85,17 +94,26 @@ class PodNetwork:
             if number < _FIRST:
                 _ip("address", "add", f"{_SUBNET}{number}/24", "dev", _BRIDGE)
         _ip("link", "set", _BRIDGE, "up")
-        hosts = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in names.items())]
         self.hosts = folder / "hosts"
-        self.hosts.write_text("\n".join(hosts) + "\n")
+        self.hosts.write_text("".join(_line(*named) for named in [("localhost", "127.0.0.1"), *names.items()]))
 
     @staticmethod
     def service_address(number: int) -> str:
         """An address for a server that runs beside the pods; from 2 to 9."""
         return f"{_SUBNET}{number}"
 
-    def start(self, name: str, command: str, variables: dict[str, str], files: dict[str, str]) -> Pod:
-        """A pod that runs a command in a shell, with files where its containers would have mounted them."""
+    def start(
+        self,
+        name: str,
+        command: str,
+        variables: dict[str, str],
+        files: dict[str, str],
+        names: dict[str, str] | None = None,
+    ) -> Pod:
+        """A pod that runs a command in a shell, with files where its containers would have mounted them.
+
+        It knows the network's names, and those given here with their addresses.
+        """
         address, self._next = f"{_SUBNET}{self._next}", self._next + 1
         own = self.folder / name
         (own / "scratch").mkdir(parents=True)
@@ -104,9 +122,9 @@ class PodNetwork:
             file = own / "files" / path.removeprefix("/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content)
-        script = _SETUP.format(
-            name=name, address=address, scratch=own / "scratch", hosts=self.hosts, files=own / "files"
-        )
+        hosts = own / "hosts"
+        hosts.write_text(self.hosts.read_text() + "".join(_line(*named) for named in (names or {}).items()))
+        script = _SETUP.format(name=name, address=address, scratch=own / "scratch", hosts=hosts, files=own / "files")
         log = own / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -150,6 +168,10 @@ class PodNetwork:
             ("route", "add", "default", "via", f"{_SUBNET}1"),
         ):
             subprocess.run([*inside, "ip", *words], check=True)
+
+
+def _line(name: str, address: str) -> str:
+    return f"{address} {name}\n"
 
 
 def _ip(*words: str) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from headrace_cluster.health import health
+from headrace_cluster.router.health import health
 
 SERVED = {"replicas": 2, "waiting": 5, "in_flight": 1, "pid": 4711}
 

@@ -14,8 +14,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from headrace.errors import ConfigError
 from headrace_cluster.app import build
-from headrace_cluster.config_file import read_yaml
-from headrace_cluster.settings import load_config
+from headrace_cluster.config.file import read_yaml
+from headrace_cluster.config.settings import load_config
 from support.reference import PAGE, rewritten, undocumented
 
 TEXT = PAGE.read_text("utf-8")

@@ -11,9 +11,9 @@ import ray
 from ray import serve
 
 from headrace import Client, Job
+from headrace_cluster.config.settings import load_config
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.local import LocalService
-from headrace_cluster.settings import load_config
 from support.redis_cluster import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

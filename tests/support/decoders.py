@@ -62,8 +62,6 @@ class Generation:
             "usage": {"prompt_tokens": 1, "completion_tokens": sum(self.positions), "total_tokens": self.tokens},
         }
 
-    partial = output
-
 
 class Event(NamedTuple):
     generation: Generation

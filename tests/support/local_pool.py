@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
 
-from headrace_cluster.pool_port import BatchFailedError, ReplicaLostError
+from headrace_cluster.pools.port import BatchFailedError, ReplicaLostError
 
 __all__ = ["LocalPool"]
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from headrace.tasks import end_task
-from headrace_cluster.pool_port import ReplicaLostError
+from headrace_cluster.pools.port import ReplicaLostError
 from headrace_workers.decoder_replica import DecoderReplica
 from headrace_workers.engines.stepping import StepEngine
 from support.decoders import FakeDecoder
@@ -55,7 +55,8 @@ class MortalReplica:
         self.lose()
         for task in list(self.replica._tasks):
             await end_task(task)
-        self.replica._decoding.drop_all()
+        for loop in self.replica._loops._loops.values():
+            loop.drop_all()
 
     async def close(self) -> None:
         """Let go of threads and connections."""

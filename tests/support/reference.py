@@ -21,8 +21,9 @@ from pydantic.fields import FieldInfo
 
 from headrace import ClientSettings
 from headrace.registry import Limits
-from headrace_cluster import settings
+from headrace_cluster.config import models, pools, settings, variants
 from headrace_workers.engines.factory import EngineConfig
+from headrace_workers.observability import LogsConfig, MetricsConfig, TracingConfig
 
 __all__ = ["PAGE", "documented", "rewritten", "undocumented"]
 
@@ -34,10 +35,17 @@ _CLASSES: Final[dict[str, type[BaseModel]]] = {
         settings.ServiceConfig,
         settings.RouterConfig,
         settings.RedisConfig,
-        settings.ModelConfig,
+        models.ModelConfig,
         EngineConfig,
-        settings.PoolConfig,
-        settings.BatchingConfig,
+        MetricsConfig,
+        TracingConfig,
+        LogsConfig,
+        pools.PoolConfig,
+        pools.SharedPoolConfig,
+        models.BatchingConfig,
+        models.ScalingConfig,
+        variants.AdaptiveConfig,
+        variants.VariantConfig,
         Limits,
         ClientSettings,
     )
@@ -53,7 +61,7 @@ _UNITS: Final = (
     (r"jobs$|^(lane|tenant)_capacity$", "jobs"),
     (r"^batches_", "batches"),
     (r"^dead_letter_capacity$", "dead letters"),
-    (r"^replicas$", "processes"),
+    (r"replicas$", "processes"),
 )
 _PLAIN: Final = {
     int: "whole number",
@@ -84,8 +92,17 @@ def _table(schema: type[BaseModel]) -> str:
     meanings = _docstrings(schema)
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in schema.model_fields.items():
+        if _inherited(schema, name):
+            continue
         rows.append(f"| `{name}` | {_kind(name, field)} | {_default(field)} | {meanings[name]} |")
     return "\n".join(rows) + "\n"
+
+
+def _inherited(schema: type[BaseModel], name: str) -> bool:
+    """Whether the key is in the table of a class that this one refines."""
+    return any(
+        name in base.model_fields for base in _CLASSES.values() if base is not schema and issubclass(schema, base)
+    )
 
 
 def _docstrings(schema: type[BaseModel]) -> dict[str, str]:
@@ -153,7 +170,7 @@ def _number(value: float) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "**must be given**"
-    value = field.default
+    value = field.get_default(call_default_factory=True)
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
     if value is None:
@@ -162,9 +179,9 @@ def _default(field: FieldInfo) -> str:
         return "its defaults"
     if isinstance(value, bool):
         return f"`{value}`".lower()
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and value:
         return "one with its defaults" if isinstance(value[0], BaseModel) else f"`[{', '.join(map(_plain, value))}]`"
-    return f"`{_plain(value)}`" if value not in ("", {}) else "empty"
+    return f"`{_plain(value)}`" if value not in ("", {}, ()) else "empty"
 
 
 def _plain(value: Any) -> str:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from headrace.messages import Batch
-from headrace_cluster.pool_port import ReplicaLostError
+from headrace_cluster.pools.port import ReplicaLostError
 from headrace_workers.replica import Replica
 
 __all__ = ["DyingReplica", "HangingReplica"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from headrace import AsyncClient, Job
-from headrace_cluster.routing import RoutingPolicy
+from headrace_cluster.scheduling.routing import RoutingPolicy
 
 __all__ = ["MODEL", "assert_all_accounted_for", "idle", "jobs", "outputs_of", "policy"]
 

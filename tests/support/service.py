@@ -9,13 +9,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from headrace.tasks import end_task
-from headrace_cluster.lease import Lease
-from headrace_cluster.model_router import ModelRouter
-from headrace_cluster.routing import RoutingPolicy
+from headrace_cluster.observability.router_watch import RouterWatch
+from headrace_cluster.router.generation import GenerationFence
+from headrace_cluster.router.lease import Lease
+from headrace_cluster.router.model_router import ModelRouter
+from headrace_cluster.scheduling.routing import RoutingPolicy
 from headrace_workers.decoder_replica import DecoderReplica
 from headrace_workers.engines.base import Engine
 from headrace_workers.engines.echo import EchoEngine
 from headrace_workers.replica import Replica
+from headrace_workers.replica_watch import ReplicaWatch
 from support.local_pool import LocalPool
 
 __all__ = ["PlainService", "leased"]
@@ -32,8 +35,8 @@ async def leased(url: str, model: str, consumer: str = "router") -> AsyncIterato
         await lease.stop()
 
 
-def _replica(model: str, engine: Any, url: str) -> Any:
-    return (DecoderReplica if hasattr(engine, "step") else Replica)(model, engine, redis_url=url)
+def _replica(model: str, engine: Any, url: str, watch: ReplicaWatch | None) -> Any:
+    return (DecoderReplica if hasattr(engine, "step") else Replica)(model, engine, redis_url=url, watch=watch)
 
 
 class PlainService:
@@ -45,18 +48,37 @@ class PlainService:
         engines: one replica for each; by default a single `EchoEngine`. For those that generate, the policy says how
             many jobs each replica has.
         policy: how jobs are routed.
+        consumer: the name of the router's consumer.
+        fence: of the router's generation.
+        watch: of the router.
+        replica_watch: of the replicas.
     """
 
     def __init__(
-        self, url: str, model: str, *engines: Engine, policy: RoutingPolicy | None = None, consumer: str = "router"
+        self,
+        url: str,
+        model: str,
+        *engines: Engine,
+        policy: RoutingPolicy | None = None,
+        consumer: str = "router",
+        fence: GenerationFence | None = None,
+        watch: RouterWatch | None = None,
+        replica_watch: ReplicaWatch | None = None,
     ) -> None:
         self.replicas: dict[str, Replica] = {
-            f"replica-{n}": _replica(model, engine, url) for n, engine in enumerate(engines or (EchoEngine(),))
+            f"replica-{n}": _replica(model, engine, url, replica_watch)
+            for n, engine in enumerate(engines or (EchoEngine(),))
         }
         self.pool = LocalPool(self.replicas)
         self.lease = Lease(url, [model], consumer=consumer)
         self.router = ModelRouter(
-            model, url, pool=self.pool, policy=policy or RoutingPolicy(block_ms=50), lease=self.lease
+            model,
+            url,
+            pool=self.pool,
+            policy=policy or RoutingPolicy(block_ms=50),
+            lease=self.lease,
+            fence=fence,
+            watch=watch,
         )
         self._task: asyncio.Task[None] | None = None
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ class Place:
         """Kill what a failed test left running."""
         for process in self.started:
             for member in family(process.pid):
-                os.kill(member.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.kill(member.pid, signal.SIGKILL)
             process.communicate()
 
 

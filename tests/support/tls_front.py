@@ -29,9 +29,10 @@ class TlsFront:
         path: the socket of the server behind it.
         pair: who it says it is.
         clients_of: if given, the authority that clients need a certificate of.
+        port: where it listens; 0: anywhere.
     """
 
-    def __init__(self, path: Path, pair: Pair, *, clients_of: Path | None = None) -> None:
+    def __init__(self, path: Path, pair: Pair, *, clients_of: Path | None = None, port: int = 0) -> None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=clients_of)
         context.load_cert_chain(pair.certificate, pair.key)
         if clients_of is not None:
@@ -41,7 +42,10 @@ class TlsFront:
             def handle(self) -> None:
                 _serve(self.request, context, path)
 
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        class Server(socketserver.ThreadingTCPServer):
+            allow_reuse_address = True
+
+        self._server = Server(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))

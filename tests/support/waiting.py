@@ -13,6 +13,8 @@ __all__ = ["eventually", "eventually_sync"]
 T = TypeVar("T")
 
 _POLL_S = 0.005
+_POLL_SHARE = 0.02
+"""Of what was waited so far: looking again and again takes its time from what is waited for."""
 
 
 @overload
@@ -21,20 +23,24 @@ async def eventually(condition: Callable[[], Awaitable[T]], *, within_s: float =
 async def eventually(condition: Callable[[], T], *, within_s: float = ...) -> T: ...
 async def eventually(condition: Callable[[], Any], *, within_s: float = 10.0) -> Any:
     """The first true value of `condition`, which may be a coroutine function; fails after `within_s`."""
-    deadline = time.monotonic() + within_s
+    started = time.monotonic()
     while True:
         value = condition()
         value = await value if inspect.isawaitable(value) else value
         if value:
             return value
-        assert time.monotonic() < deadline, f"not within {within_s} s; the last value was {value!r}"
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(_pause_s(started, within_s, value))
 
 
 def eventually_sync(condition: Callable[[], T], *, within_s: float = 10.0) -> T:
     """The same for tests without an event loop."""
-    deadline = time.monotonic() + within_s
+    started = time.monotonic()
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {within_s} s; the last value was {value!r}"
-        time.sleep(_POLL_S)
+        time.sleep(_pause_s(started, within_s, value))
     return value
+
+
+def _pause_s(started: float, within_s: float, value: object) -> float:
+    waited_s = time.monotonic() - started
+    assert waited_s < within_s, f"not within {within_s} s; the last value was {value!r}"
+    return max(_POLL_S, _POLL_SHARE * waited_s)

@@ -3,8 +3,8 @@
 import pytest
 
 from headrace import AsyncClient, Job, JobExpiredError, Status
-from headrace_cluster.batch_former import FormingPolicy
-from headrace_cluster.routing import RoutingPolicy
+from headrace_cluster.scheduling.batch_former import FormingPolicy
+from headrace_cluster.scheduling.routing import RoutingPolicy
 from support.bad_days import GatedEngine
 from support.service import PlainService
 from support.waiting import eventually
@@ -44,8 +44,10 @@ async def test_a_high_priority_goes_before_what_waits(redis_url: str) -> None:
 async def test_a_job_that_is_too_late_is_not_run(redis_url: str) -> None:
     """Its answer is of no use any more: it expires instead, and its producer is told."""
     engine = GatedEngine()
-    async with PlainService(redis_url, "slow", engine, policy=one_job_a_batch()), AsyncClient(redis_url) as client:
+    plain = PlainService(redis_url, "slow", engine, policy=one_job_a_batch())
+    async with plain as service, AsyncClient(redis_url) as client:
         await client.submit_many([Job(model="slow", input=name, id=name) for name in ("busy", "prepared")])
+        await eventually(lambda: service.router.counts.dispatched == 2)
         result = await client.run(Job(model="slow", input="late", deadline_s=0.1), timeout_s=5)
         engine.open()
         await client.result("prepared", model="slow", timeout_s=5)

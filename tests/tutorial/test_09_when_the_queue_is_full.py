@@ -4,7 +4,7 @@ import pytest
 
 from headrace import AsyncClient, Job, QueueFullError, TenantQueueFullError
 from headrace.registry import Limits
-from headrace_cluster.routing import RoutingPolicy
+from headrace_cluster.scheduling.routing import RoutingPolicy
 from support.bad_days import GatedEngine
 from support.service import PlainService
 

@@ -28,13 +28,19 @@ LENGTHS = [3, 40, 1, 17]
 
 def prepared(folder: Path) -> tuple[LoadedModel, KernelTable]:
     """A quantized model with packed attention, its layers ready to run one by one."""
-    model, table = load_model(find_source(folder), "embedding"), KernelTable("int8")
+    model = load_model(find_source(folder), "embedding")
+    return model, made_ready(model)
+
+
+def made_ready(model: LoadedModel) -> KernelTable:
+    """Quantize a model and bind its layers; returns the table they chose their kernels from."""
+    table = KernelTable("int8")
     quantize_model(model.module)
     PackedRunner(model)
     for module in model.module.modules():
         if isinstance(module, CompressedLinear):
             module.prepare(table)
-    return model, table
+    return table
 
 
 def hidden(model: LoadedModel) -> Tensor:
@@ -91,17 +97,12 @@ def slice_block(block: Any, *, heads: int, wide: int) -> None:
 def uneven(tiny_model: Callable[..., Path]) -> tuple[LoadedModel, KernelTable]:
     """Three blocks of a model, each with heads and a feed-forward of its own: none as the configuration has it."""
     folder = tiny_model("Bert", num_hidden_layers=3, hidden_size=128, num_attention_heads=8, intermediate_size=300)
-    model, table = load_model(find_source(folder), "embedding"), KernelTable("int8")
+    model = load_model(find_source(folder), "embedding")
     blocks = model.module.get_submodule("encoder.layer").children()
     with torch.no_grad():
         for block, heads, wide in zip(blocks, (3, 8, 1), (48, 208, 16), strict=True):
             slice_block(block, heads=heads, wide=wide)
-    quantize_model(model.module)
-    PackedRunner(model)
-    for module in model.module.modules():
-        if isinstance(module, CompressedLinear):
-            module.prepare(table)
-    return model, table
+    return model, made_ready(model)
 
 
 @native

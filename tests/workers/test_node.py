@@ -12,6 +12,7 @@ import torch
 from headrace_workers import node
 from headrace_workers.kernels.benchmark import bench_kernels, shapes_of
 from headrace_workers.kernels.library import support
+from headrace_workers.openmp import SPINS
 
 FRESH = """
 import ctypes, resource, torch
@@ -81,3 +82,30 @@ def test_int8_is_clearly_faster_than_fp32_on_large_batches() -> None:
     report = bench_kernels([(384, 1536)], rows=(256,))
 
     assert report["worst_speedup_m256"] > 2
+
+
+# -- threads that wait ----------------------------------------------------------------------------------------------
+
+
+def _openmp_says(**environment: str) -> str:
+    """What libgomp has been told, in a process of its own."""
+    code = "import headrace_workers, torch; torch.set_num_threads(2)"
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=plain | {"OMP_DISPLAY_ENV": "VERBOSE"} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return ran.stderr
+
+
+def test_threads_that_wait_for_each_other_give_way() -> None:
+    """A package that came too late would be read by nobody."""
+    assert f"GOMP_SPINCOUNT = '{SPINS}'" in _openmp_says()
+
+
+def test_who_has_said_how_they_wait_is_heard() -> None:
+    assert "GOMP_SPINCOUNT = '7'" in _openmp_says(GOMP_SPINCOUNT="7")
+    assert f"GOMP_SPINCOUNT = '{SPINS}'" not in _openmp_says(OMP_WAIT_POLICY="active")

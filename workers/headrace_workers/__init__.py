@@ -3,6 +3,7 @@
 Everything here may touch torch, and nothing here knows Ray or how batches are formed.
 """
 
+from headrace_workers import openmp as _openmp  # noqa: F401 - before anything loads torch
 from headrace_workers.engines import Engine, ItemError, Prepared
 from headrace_workers.engines.stepping import StepEngine
 

@@ -15,6 +15,7 @@ from headrace.ending import Ending, policy_of
 from headrace.errors import DecodeError, FailureCode
 from headrace.messages import Envelope, Fate, LaneEntry, Status, pack_answer, pack_failure, unpack_payload
 from headrace.scripts import Answer, GiveBack, RetryOutcome
+from headrace.structured_logs import raised_at
 from headrace_workers.engines.base import Engine, ItemError, Prepared
 
 __all__ = ["answer_of", "expired", "failed", "failure_of", "prepare_jobs", "write_endings"]
@@ -42,9 +43,9 @@ def _prepare_together(engine: Engine, requests: Sequence[tuple[Any, dict[str, An
             raise RuntimeError(f"the engine prepared {len(prepared)} of {len(requests)} jobs")
     except Exception as error:
         if len(requests) > 1:
-            log.warning("preparing %d jobs failed (%r); they are prepared one by one", len(requests), error)
+            log.warning("preparing %d jobs failed (%s); they are prepared one by one", len(requests), raised_at(error))
             return [item for request in requests for item in _prepare_together(engine, [request])]
-        log.exception("preparing a job failed")
+        log.error("preparing a job failed: %s", raised_at(error))
         return [failed(error) for _ in requests]
     return prepared
 

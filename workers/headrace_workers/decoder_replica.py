@@ -14,24 +14,27 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
 
 from headrace.answers import begin_jobs
-from headrace.codec import unpack
 from headrace.connection import commands
 from headrace.errors import DecodeError, FailureCode
-from headrace.messages import Batch, Fate, JobOutcomes
+from headrace.messages import Batch, Fate, JobOutcomes, unpack_chunk
 from headrace.scripts import Begun, ChunkOutcome, Started, StartOutcome, new_owner
 from headrace.tasks import end_task
 from headrace_workers.batch_jobs import prepare_jobs
+from headrace_workers.engine_shelf import EngineShelf
 from headrace_workers.engines.base import ItemError
 from headrace_workers.engines.stepping import StepEngine
 from headrace_workers.generation.batch_call import BatchCall
 from headrace_workers.generation.cancels import CancelReader
 from headrace_workers.generation.decode_loop import DecodeLoop, Happening
+from headrace_workers.generation.decode_loops import DecodeLoops
 from headrace_workers.generation.outbox import Outbox
 from headrace_workers.generation.served_job import ServedJob
 from headrace_workers.heard_clock import HeardClock
+from headrace_workers.replica_watch import BatchTimes, ReplicaWatch
 from headrace_workers.turns import Turns
 
 __all__ = ["DecoderReplica"]
@@ -50,26 +53,31 @@ class DecoderReplica:
         model: the name under which producers know it.
         engine: runs the jobs.
         redis_url: where chunks and answers go.
+        watch: records what happens here.
     """
 
-    def __init__(self, model: str, engine: StepEngine, *, redis_url: str) -> None:
+    def __init__(self, model: str, engine: StepEngine, *, redis_url: str, watch: ReplicaWatch | None = None) -> None:
         self.model = model
-        self.engine = engine
+        self._loops = DecodeLoops(self._begin_loop)
+        self.engines = EngineShelf(engine, left=self._loops.left)
+        self.watch = watch or ReplicaWatch()
         self._url = redis_url
         self._redis = commands(redis_url)
         self._clock = HeardClock()
         self._turns = Turns()
         self._jobs: dict[tuple[str, str], ServedJob] = {}
-        self._calls: set[BatchCall] = set()
+        self._calls: dict[BatchCall, StepEngine] = {}
         self._cancels: dict[str, CancelReader] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._outbox = Outbox(
-            self._redis, engine.info.variant, refused=self._refused, cancelled=self._cancel, ended=self._ended
-        )
+        self._outbox = Outbox(self._redis, refused=self._refused, cancelled=self._cancel, ended=self._ended)
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="headrace-prepare")
         sys.setswitchinterval(_SWITCH_S)
-        self._decoding = DecodeLoop(engine, now_s=self._now_s, happened=self._happened, broke=self._broke)
+
+    @property
+    def engine(self) -> StepEngine:
+        """The engine that new jobs join."""
+        return self.engines.engine
 
     def _now_s(self) -> float:
         return self._clock.now_s(time.monotonic())
@@ -89,13 +97,30 @@ class DecoderReplica:
         if not self._turns.enter(now_s, alone=batch.alone):
             yield JobOutcomes(list(range(size)), [Fate.RETURNED] * size, [0] * size, computed=False).to_bytes()
             return
-        call = self._new_call(size)
-        self._spawn(self._begin(batch, call), lambda error: self._give_up(call, error))
+        try:
+            engine, loop = await self._engine_in_place()
+        except BaseException:
+            self._turns.leave()
+            raise
+        call = self._new_call(size, engine, loop)
+        self._spawn(self._begin(batch, call, engine, loop), lambda error: self._give_up(call, error))
         async with aclosing(call.messages()) as messages:
             async for outcomes in messages:
                 yield outcomes
 
-    def _new_call(self, size: int) -> BatchCall:
+    async def _engine_in_place(self) -> tuple[StepEngine, DecodeLoop]:
+        """What new jobs join; it is given back when their call is over."""
+        engine = await self.engines.take()
+        try:
+            return engine, await self._loops.of(engine)
+        except BaseException:
+            self.engines.give(engine)
+            raise
+
+    def _begin_loop(self, engine: StepEngine) -> DecodeLoop:
+        return DecodeLoop(engine, now_s=self._now_s, happened=self._happened, broke=partial(self._broke, engine))
+
+    def _new_call(self, size: int, engine: StepEngine, loop: DecodeLoop) -> BatchCall:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._write()
@@ -103,15 +128,16 @@ class DecoderReplica:
 
         def alive() -> bool:
             nonlocal rounds
-            before, rounds = rounds, self._decoding.rounds
-            return self._decoding.idle or rounds != before
+            before, rounds = rounds, loop.rounds
+            return loop.idle or rounds != before
 
         def over() -> None:
-            self._calls.discard(call)
+            del self._calls[call]
             self._turns.leave()
+            self.engines.give(engine)
 
         call = BatchCall(size, alive=alive, over=over)
-        self._calls.add(call)
+        self._calls[call] = engine
         return call
 
     def _write(self) -> None:
@@ -125,10 +151,10 @@ class DecoderReplica:
 
     # -- beginning ------------------------------------------------------------------------------------------
 
-    async def _begin(self, batch: Batch, call: BatchCall) -> None:
+    async def _begin(self, batch: Batch, call: BatchCall, engine: StepEngine, loop: DecodeLoop) -> None:
         """Prepare the jobs of a batch and have them join the others."""
-        loop = asyncio.get_running_loop()
-        jobs = await loop.run_in_executor(self._preparing, self._prepare, batch, call)
+        running = asyncio.get_running_loop()
+        jobs = await running.run_in_executor(self._preparing, self._prepare, batch, call, engine, loop)
         for job in jobs:
             if job.error is not None:
                 job.started_s = job.ended_s = self._now_s()
@@ -137,21 +163,31 @@ class DecoderReplica:
         if not ready:
             return
         await self._follow_cancels(batch.model)
-        for job in ready:
-            if (former := self._jobs.get(job.key)) is not None:
-                self._let_go(former, Fate.LATE)
-            self._jobs[job.key] = job
+        ready = [job for job in ready if self._take_in(job)]
+        if not ready:
+            return
         begun = [Begun(job.entry.lane, job.entry.entry_id, job.envelope.job_id, job.streams) for job in ready]
         for job, started in zip(ready, await begin_jobs(self._redis, batch.model, ready[0].owner, begun), strict=True):
             self._join(job, started)
 
-    def _prepare(self, batch: Batch, call: BatchCall) -> list[ServedJob]:
+    def _take_in(self, job: ServedJob) -> bool:
+        """Have a job for one's own. Of two calls with the same job the later dispatch has it, whichever came first: the
+        router of the earlier may have hung up, and nobody would hear what became of it.
+        """
+        other = self._jobs.get(job.key)
+        if other is not None and other.dispatched_ms > job.dispatched_ms:
+            self._let_go(job, Fate.LATE)
+            return False
+        if other is not None:
+            self._let_go(other, Fate.LATE)
+        self._jobs[job.key] = job
+        return True
+
+    def _prepare(self, batch: Batch, call: BatchCall, engine: StepEngine, loop: DecodeLoop) -> list[ServedJob]:
         owner = new_owner(batch.now_ms)
         jobs = []
-        for number, (entry, item) in enumerate(
-            zip(batch.entries, prepare_jobs(self.engine, batch.entries), strict=True)
-        ):
-            job = ServedJob(call, number, batch.model, entry, entry.envelope, owner)
+        for number, (entry, item) in enumerate(zip(batch.entries, prepare_jobs(engine, batch.entries), strict=True)):
+            job = ServedJob(call, number, batch.model, entry, entry.envelope, owner, loop, engine.info.variant)
             if isinstance(item, ItemError):
                 job.error = item
             else:
@@ -167,13 +203,14 @@ class DecoderReplica:
             return
         job.cancelled |= started.outcome is StartOutcome.CANCELLING
         try:
-            job.delivered = [unpack(chunk) for chunk in started.chunks]
+            job.delivered = [unpack_chunk(body) for body in started.chunks]
         except DecodeError as error:
-            job.error = ItemError(FailureCode.ENGINE_FAILED, f"a chunk that was delivered before {error.reason}")
+            message = f"a chunk that was delivered before cannot be read: {error.reason}"
+            job.error = ItemError(FailureCode.ENGINE_FAILED, message)
             self._outbox.end(job)
             return
         job.written = len(job.delivered)
-        self._decoding.start(job)
+        job.loop.start(job)
 
     async def _follow_cancels(self, model: str) -> None:
         reader = self._cancels.get(model)
@@ -189,8 +226,8 @@ class DecoderReplica:
         """On the decode thread: what a step brought goes over to the event loop."""
         self._call_over(self._take, news, fresh)
 
-    def _broke(self, error: Exception) -> None:
-        self._call_over(self._fail_all, error)
+    def _broke(self, engine: StepEngine, error: Exception) -> None:
+        self._call_over(self._fail_all, error, engine)
 
     def _call_over(self, function: Callable[..., None], *args: Any) -> None:
         assert self._loop is not None
@@ -212,7 +249,7 @@ class DecoderReplica:
 
     def _cancel(self, job: ServedJob) -> None:
         if not job.cancelled:
-            self._decoding.cancel(job)
+            job.loop.cancel(job)
 
     def _refused(self, job: ServedJob, outcome: ChunkOutcome) -> None:
         """Somebody else runs it; or the server came back without its stream, and it is to be started anew."""
@@ -222,11 +259,29 @@ class DecoderReplica:
 
     def _ended(self, job: ServedJob, fate: Fate) -> None:
         self._forget(job)
+        if fate is Fate.ANSWERED and job.started_s:
+            self._note(job)
         job.call.ended(job.number, fate, job.tokens)
+
+    def _note(self, job: ServedJob) -> None:
+        prompt = job.item.tokens if job.item else 0
+        self.watch.generated(
+            job.model,
+            job.envelope,
+            times=BatchTimes(job.started_s, job.started_s, job.ended_s, self._now_s()),
+            first_token_s=job.first_token_s,
+            tokens=job.tokens - prompt,
+            variant=job.variant,
+        )
+
+    def say_how_busy(self) -> None:
+        """Have the gauges of the engine recorded."""
+        pool = getattr(self.engine, "pool", None) if self.engines.in_place else None
+        self.watch.generating(self.model, len(self._jobs), pool)
 
     def _let_go(self, job: ServedJob, fate: Fate) -> None:
         """Run a job no further, and write nothing more of it."""
-        self._decoding.drop(job)
+        job.loop.drop(job)
         self._ended(job, fate)
 
     def _forget(self, job: ServedJob) -> None:
@@ -236,12 +291,13 @@ class DecoderReplica:
     def _give_up(self, call: BatchCall, error: BaseException) -> None:
         """Jobs of a batch cannot be run here: let its router find out which of them is why."""
         for job in [job for job in self._jobs.values() if job.call is call]:
-            self._decoding.drop(job)
+            job.loop.drop(job)
             self._forget(job)
         call.fail(error)
 
-    def _fail_all(self, error: BaseException) -> None:
-        for call in list(self._calls):
+    def _fail_all(self, error: BaseException, engine: StepEngine | None = None) -> None:
+        """Give up the batches of an engine; None: of all."""
+        for call in [call for call, runs_it in self._calls.items() if engine in (None, runs_it)]:
             self._give_up(call, error)
 
     # -- tasks --------------------------------------------------------------------------------------------------
@@ -263,5 +319,5 @@ class DecoderReplica:
         for task in list(self._tasks):
             await end_task(task)
         self._preparing.shutdown()
-        await asyncio.to_thread(self._decoding.close)
+        await self._loops.close()
         await self._redis.aclose()

@@ -21,11 +21,13 @@ from headrace.cli.acl import acl
 from headrace.cli.batch import batch
 from headrace.cli.cancel import cancel
 from headrace.cli.dlq import dlq
+from headrace.cli.doctor import doctor
 from headrace.cli.output import EXIT_STATUSES, CommandError, Exit, InterruptError, report, warnings_on_stderr
 from headrace.cli.own_arguments import hide_passwords
 from headrace.cli.results import results
 from headrace.cli.status import status
 from headrace.cli.submit import submit
+from headrace.cli.top import top
 from headrace.errors import HeadraceError
 
 __all__ = ["Commands", "application", "run"]
@@ -35,13 +37,19 @@ log = logging.getLogger("headrace.cli")
 _GROUP: Final = "headrace.commands"
 _CLUSTER_EXTRAS: Final = "pip install 'headrace[cluster,embedded]'"
 _WORKERS_EXTRAS: Final = "pip install 'headrace[workers]'"
-_HEAVIER: Final = dict.fromkeys(("serve", "bench", "check", "demo"), _CLUSTER_EXTRAS) | dict.fromkeys(
-    ("compress", "artifact"), _WORKERS_EXTRAS
-)
+_CLUSTER_COMMANDS: Final = ("serve", "apply", "check", "demo", "simulate", "bench")
+_WORKERS_COMMANDS: Final = ("compress", "artifact")
+_HEAVIER: Final = dict.fromkeys(_CLUSTER_COMMANDS, _CLUSTER_EXTRAS) | dict.fromkeys(_WORKERS_COMMANDS, _WORKERS_EXTRAS)
 """Commands of other packages, and what to install for them."""
 
 # The base of Typer's usage errors: exported under this name by no version of Typer, present in all of them.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[2]
+
+
+def _come_with(extra: str, commands: Sequence[str], install: str) -> str:
+    names = f"{', '.join(commands[:-1])} and {commands[-1]}"
+    return f"The commands {names} come with the {extra} extra: {install.replace('[', chr(92) + '[')}"
+
 
 _EPILOG: Final = f"""
 Examples:
@@ -58,13 +66,17 @@ headrace results minilm MY-INBOX --follow
 
 headrace status
 
+headrace top
+
+headrace doctor service.yaml
+
 headrace dlq replay minilm --code poison --dry-run
 
 headrace compress ./minilm --recipe int8 -o ./minilm-int8
 
-The commands serve, bench, check and demo come with the cluster extra: {_CLUSTER_EXTRAS.replace("[", chr(92) + "[")}
+{_come_with("cluster", _CLUSTER_COMMANDS, _CLUSTER_EXTRAS)}
 
-The commands compress and artifact come with the workers extra: {_WORKERS_EXTRAS.replace("[", chr(92) + "[")}
+{_come_with("workers", _WORKERS_COMMANDS, _WORKERS_EXTRAS)}
 
 {EXIT_STATUSES}
 """
@@ -125,7 +137,7 @@ def application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_global_options)
-    for command in (submit, results, status, cancel, batch, acl):
+    for command in (submit, results, status, cancel, batch, acl, top, doctor):
         app.command()(command)
     app.add_typer(dlq, name="dlq")
     return app

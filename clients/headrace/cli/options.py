@@ -40,7 +40,7 @@ Params = Annotated[
     list[str] | None,
     typer.Option("--param", metavar="NAME=VALUE", help="An option of the task; the value is JSON, or else text."),
 ]
-Priority = Annotated[str, typer.Option("--priority", help="The lane: " + ", ".join(PRIORITIES) + ".")]
+Priority = Annotated[str, typer.Option("--priority", help="Of " + ", ".join(PRIORITIES) + ".")]
 Tenant = Annotated[str, typer.Option("--tenant", metavar="NAME", help="Whom the work is done for.")]
 
 Attempts = Annotated[

@@ -12,10 +12,17 @@ local retention, streams = meta[1] or '3600000', meta[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
+-- The trace context of a job, for its consumer, as another word of the entry; most have none.
+local function trace_of(envelope)
+  if not string.find(envelope, ' 00-', 1, true) then return '' end
+  return string.match(envelope, '( 00%-%x+%-%x+%-%x+) ') or ''
+end
+
 local function finish(lane, envelope)
   local version, id, inbox, tenant, attempt = string.match(envelope, '^(%S+) (%S+) (%S+) (%S+) (%S+)')
   local box = prefix .. 'r:' .. inbox
-  local answer = redis.call('XADD', box, '*', 'e', version .. ' ' .. id .. ' cancelled ' .. attempt, 'r', body)
+  local head = version .. ' ' .. id .. ' cancelled ' .. attempt
+  local answer = redis.call('XADD', box, '*', 'e', head .. trace_of(envelope), 'r', body)
   redis.call('PEXPIRE', box, retention)
   redis.call('SET', prefix .. 'j:' .. id,
     string.format('cancelled %s %s %.0f %s', lane, answer, now, envelope), 'PX', retention)

@@ -24,6 +24,12 @@ local finished = string.format(' %.0f ', now)
 local jobs = #ARGV / 5
 local lanes, codes, payloads, ended, tenants, inboxes, lists = {}, {}, {}, {}, {}, {}, {}
 
+-- The trace context of a job, for its consumer, as another word of the entry; most have none.
+local function trace_of(envelope)
+  if not string.find(envelope, ' 00-', 1, true) then return '' end
+  return string.match(envelope, '( 00%-%x+%-%x+%-%x+) ') or ''
+end
+
 local function list_of(n) return prefix .. 's:' .. string.match(ARGV[n * 5 - 2], '^%S+ (%S+)') end
 
 -- Whether somebody else has the job's stream. The owner is taken off the status.
@@ -76,7 +82,7 @@ for n = 1, jobs do
     local lane, envelope, status = ARGV[n * 5 - 4], ARGV[n * 5 - 2], ARGV[n * 5 - 1]
     local version, id, inbox, tenant, attempt = string.match(envelope, '^(%S+) (%S+) (%S+) (%S+) (%S+)')
     local box = prefix .. 'r:' .. inbox
-    local head = version .. ' ' .. id .. ' ' .. status .. ' ' .. attempt
+    local head = version .. ' ' .. id .. ' ' .. status .. ' ' .. attempt .. trace_of(envelope)
     local answer = redis.call('XADD', box, '*', 'e', head, 'r', ARGV[n * 5])
     redis.call('SET', prefix .. 'j:' .. id, status .. ' ' .. lane .. ' ' .. answer .. finished .. envelope,
       'PX', retention)

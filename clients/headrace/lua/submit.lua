@@ -38,8 +38,15 @@ local mistake = wrong()
 if mistake then return redis.error_reply('ERR SUBMIT ' .. mistake) end
 
 local limits = redis.call('HMGET', prefix .. 'meta', 'lane_capacity', 'tenant_capacity')
+local function known(record)
+  local text = redis.call('GET', record)
+  if not text then return nil end
+  return string.match(text, '^%S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ (%S+)') == token and 0 or 1
+end
+
 if not limits[1] then
-  for n = 1, jobs do codes[n] = 4 end
+  -- Nobody serves it, or it is about to be removed; a repeated call still finds the jobs that it handed over.
+  for n = 1, jobs do codes[n] = known(prefix .. 'j:' .. ARGV[HEAD + n * 4 - 3]) == 0 and 0 or 4 end
   return codes
 end
 
@@ -68,12 +75,6 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local behind = string.format(' %.0f %s ', now, token)
 local between = string.format(' %s %s 1 ', ARGV[4], tenant)
 local accepted = 0
-
-local function known(record)
-  local text = redis.call('GET', record)
-  if not text then return nil end
-  return string.match(text, '^%S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ (%S+)') == token and 0 or 1
-end
 
 for n = 1, jobs do
   local at = HEAD + (n - 1) * 4

@@ -13,14 +13,14 @@ The body of an inbox entry of status ``chunk``, a msgpack map:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from headrace.codec import pack, unpack
 from headrace.errors import DecodeError
 
-__all__ = ["Chunk", "pack_chunk", "unpack_chunk"]
+__all__ = ["Chunk", "pack_chunk", "partial_output", "unpack_chunk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +38,18 @@ class Chunk:
     cursor: str = ""
     """`client.stream(..., after=cursor)` goes on behind this chunk."""
 
+    @property
+    def body(self) -> dict[str, Any]:
+        """The map that stands for it on the wire."""
+        body: dict[str, Any] = {"i": self.index, "n": self.before, "tokens": self.tokens, "text": self.text}
+        return body if self.logprobs is None else body | {"logprobs": self.logprobs}
+
 
 def pack_chunk(
     index: int, *, before: int, tokens: Sequence[int], text: str, logprobs: Sequence[Any] | None = None
 ) -> bytes:
     """The body of a `chunk` entry."""
-    body: dict[str, Any] = {"i": index, "n": before, "tokens": tokens, "text": text}
-    return pack(body if logprobs is None else body | {"logprobs": logprobs})
+    return pack(Chunk(index, text, tokens, logprobs, before).body)
 
 
 def unpack_chunk(body: bytes) -> Chunk:
@@ -69,3 +74,29 @@ def _are_of(tokens: Sequence[int], logprobs: Any) -> bool:
     return logprobs is None or (
         isinstance(logprobs, list) and len(logprobs) == len(tokens) and all(isinstance(one, dict) for one in logprobs)
     )
+
+
+def partial_output(chunks: Iterable[Chunk], reason: str, *, prompt_tokens: int | None = None) -> dict[str, Any] | None:
+    """What chunks come to, as the output of a job that goes no further; None if there are none.
+
+    Args:
+        chunks: all that were delivered of the job, in order.
+        reason: the `finish_reason` of its choices.
+        prompt_tokens: how long its prompt is; None where nobody knows, and `usage` says nothing of it.
+    """
+    choices: dict[int, list[Chunk]] = {}
+    for chunk in chunks:
+        choices.setdefault(chunk.index, []).append(chunk)
+    if not choices:
+        return None
+    tokens = sum(len(chunk.tokens) for delivered in choices.values() for chunk in delivered)
+    usage = {"completion_tokens": tokens}
+    if prompt_tokens is not None:
+        usage |= {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens + tokens, "cached_tokens": 0}
+    return {"choices": [_choice(index, choices[index], reason) for index in sorted(choices)], "usage": usage}
+
+
+def _choice(index: int, chunks: Sequence[Chunk], reason: str) -> dict[str, Any]:
+    choice = {"index": index, "text": "".join(chunk.text for chunk in chunks), "finish_reason": reason}
+    logprobs = [entry for chunk in chunks for entry in chunk.logprobs or ()]
+    return choice | {"logprobs": logprobs} if logprobs else choice

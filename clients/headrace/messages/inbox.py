@@ -3,7 +3,8 @@
 =====  ========================================================================================
 ``e``  ``<version> <id> <status> <attempt>``, words separated by single spaces. The version is the
        one the job was submitted in; the status is ``ok``, ``error``, ``expired``, ``cancelled`` or
-       ``dead``, of which a job gets exactly one, or ``chunk``
+       ``dead``, of which a job gets exactly one, or ``chunk``. A terminal entry of a job that has
+       a trace context has it as a fifth word
 ``r``  body, a msgpack map: for ``ok`` ``output`` or ``tensor`` and optionally ``input_tokens``,
        ``queued_ms``, ``run_ms``, ``variant``; for the other terminal entries ``code``, ``message``,
        ``hint``, ``retryable`` and optionally ``partial``, an output as far as it got; for a chunk
@@ -72,6 +73,7 @@ class InboxEntry(NamedTuple):
     status: str
     attempt: int
     body: bytes
+    traceparent: str = ""
 
     @classmethod
     def parse(cls, inbox: str, entry_id: bytes, fields: Sequence[bytes]) -> InboxEntry:
@@ -87,12 +89,13 @@ class InboxEntry(NamedTuple):
             else:
                 known = dict(zip(fields[::2], fields[1::2], strict=True))
                 head, body = known[b"e"], known[b"r"]
-            version, job_id, status, attempt = head.decode("ascii").split(" ")[:4]
+            version, job_id, status, attempt, *more = head.decode("ascii").split(" ")
             if int(version) > WIRE_VERSION:
                 raise UnsupportedVersionError(
                     f"an answer of wire version {version}; this client reads up to {WIRE_VERSION}"
                 )
-            return cls(inbox, entry_id.decode("ascii"), job_id, status, int(attempt), body)
+            trace = more[0] if more and len(more[0]) <= _LONGEST_TRACE else ""
+            return cls(inbox, entry_id.decode("ascii"), job_id, status, int(attempt), body, trace)
         except (KeyError, ValueError) as error:
             raise DecodeError(f"inbox entry {entry_id!r} is malformed: {error!r}") from None
 
@@ -114,6 +117,7 @@ class InboxEntry(NamedTuple):
                 "status": status,
                 "attempt": self.attempt,
                 "cursor": self.entry_id,
+                "traceparent": self.traceparent,
             }
             return Result.model_validate(parts)
         except ValidationError as error:
@@ -122,6 +126,7 @@ class InboxEntry(NamedTuple):
             raise DecodeError(f"inbox entry {self.entry_id}: {error}") from None
 
 
+_LONGEST_TRACE: Final = 64
 _STATUSES: Final = {str(status): status for status in Status}
 _ANSWER: Final = frozenset({"output", "tensor", "input_tokens", "queued_ms", "run_ms", "variant"})
 

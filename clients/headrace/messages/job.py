@@ -15,10 +15,10 @@ from headrace.messages.retry import RetryPolicy
 __all__ = ["PRIORITIES", "CancelOutcome", "Job", "Name", "Priority", "Receipt", "SubmitOutcome", "explain"]
 
 Priority = Literal["high", "normal", "low"]
-"""Which of a model's three lanes a job waits in."""
+"""How much a job's waiting matters: each has lanes of its own in a model, and a share of its replicas' work."""
 
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
-"""In the order of their lanes, 0 to 2."""
+"""By their numbers, 0 to 2."""
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Plain = Annotated[Any, AfterValidator(check_plain)]

@@ -130,18 +130,22 @@ class Result(_Message):
     id: str
     status: Status
     attempt: int
+    """Which of its attempts ended it, from 1."""
     cursor: str
     """The entry id in the inbox: `results(..., after=cursor)` goes on behind this one."""
     output: Any = None
     """A `Tensor`, or plain data. None unless the status is ok, or a generation had begun: then what there is of it."""
     failure: Failure | None = None
     input_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens of its input, as the engine counted them; 0 unless the status is ok."""
     queued_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """From submission until a replica began."""
     run_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """What the engine spent on the batch that the job was in."""
     variant: str = ""
     """Which variant of the model answered."""
+    traceparent: str = ""
+    """W3C trace context that the job was submitted with."""
 
     @property
     def ok(self) -> bool:

@@ -21,6 +21,9 @@ class RetryPolicy(BaseModel):
     A job whose attempts are used up is answered as `dead` and kept as a dead letter. Failures that are not in
     `on` end it at once as `error`. The death of a replica is no failure of the jobs that were on it: they run
     again at once, which counts as no attempt, unless a job is found to be what kills replicas.
+
+    Raises:
+        InvalidJobError: naming the field, and what was wrong with it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,8 +31,9 @@ class RetryPolicy(BaseModel):
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
     """How often it is run at most, the first time included."""
     backoff_s: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 1.0
-    """How long before the second attempt; it doubles with each further one."""
+    """How long before the second attempt at most; it doubles with each further one. Half of it is left to chance."""
     longest_backoff_s: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 60.0
+    """What it does not grow beyond."""
     on: frozenset[FailureCode] = frozenset({FailureCode.ENGINE_FAILED, FailureCode.POOL_FAILED})
     """After which failures."""
 
@@ -41,7 +45,7 @@ class RetryPolicy(BaseModel):
             raise InvalidJobError(f"invalid retry policy: {wrong}") from None
 
     def delay_ms(self, attempt: int) -> int:
-        """How long after the failure of `attempt` (from 1) the next begins: half of it is left to chance."""
+        """Milliseconds from the failure of `attempt` (from 1) until the next begins: half of it is left to chance."""
         longest_s = min(self.longest_backoff_s, self.backoff_s * 2.0 ** min(attempt - 1, 64))
         return int(1000 * longest_s * random.uniform(0.5, 1.0))
 

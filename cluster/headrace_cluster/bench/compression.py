@@ -38,9 +38,9 @@ def run_compression(
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
         folder = Path(scratch)
         parts: dict[str, Callable[[], dict[str, Any]]] = {
-            "int8": lambda: measure_int8(model, folder, Int8Plan(quick=quick), say, peers=peers),
+            "int8": lambda: measure_int8(model, folder, Int8Plan.quick() if quick else Int8Plan(), say, peers=peers),
             "sparse": lambda: measure_sparse(model, folder, say, quick=quick),
-            "student": lambda: measure_student(model, folder, LadderPlan(quick=quick), say),
+            "student": lambda: measure_student(model, folder, LadderPlan.quick() if quick else LadderPlan(), say),
             "language": lambda: measure_language(say, quick=quick),
         }
         report: dict[str, Any] = {}

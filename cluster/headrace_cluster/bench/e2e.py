@@ -22,9 +22,9 @@ from headrace.errors import HeadraceError
 from headrace_cluster.bench.inprocess import Layout, Manner, embed_in_process, measure_in_process
 from headrace_cluster.bench.models import packaged_encoder
 from headrace_cluster.bench.serve_batch import measure_serve_batch
+from headrace_cluster.config.settings import ServiceConfig, load_config
 from headrace_cluster.corpus import heavy_tailed_texts
 from headrace_cluster.local import LocalService
-from headrace_cluster.settings import ServiceConfig, load_config
 from headrace_workers.models.source import find_source
 from headrace_workers.models.tokenizer import load_tokenizer
 

@@ -17,8 +17,8 @@ from headrace_cluster.bench.generate_contestant import Contestant
 from headrace_cluster.bench.generate_engine import engine_contestant, job_params
 from headrace_cluster.bench.generate_plan import GeneratePlan, GenerateReport, Say, Subject
 from headrace_cluster.bench.generate_workload import Workload, mixed_workload
+from headrace_cluster.config.settings import ServiceConfig, load_config
 from headrace_cluster.local import LocalService
-from headrace_cluster.settings import ServiceConfig, load_config
 
 __all__ = ["measure_system"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,17 +33,24 @@ _LONGEST: Final = 1 << 20
 _THREADS: Final = 2
 
 
+@dataclass(frozen=True, slots=True)
 class Int8Plan:
     """How much to measure.
 
     Args:
-        quick: a short look.
+        texts: how many answers are compared.
+        timed_texts: how many the speed is measured with.
+        rounds: how often each contestant runs over those.
     """
 
-    def __init__(self, *, quick: bool = False) -> None:
-        self.texts = 96 if quick else 512
-        self.timed_texts = 64 if quick else 512
-        self.rounds = 2 if quick else 7
+    texts: int = 512
+    timed_texts: int = 512
+    rounds: int = 7
+
+    @classmethod
+    def quick(cls) -> Int8Plan:
+        """A short look."""
+        return cls(texts=96, timed_texts=64, rounds=2)
 
 
 def measure_int8(

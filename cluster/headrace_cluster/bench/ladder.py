@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,20 +29,31 @@ _WHOLE: Final = Layout(1, 2)
 _SPLIT: Final = Layout(2, 1)
 
 
+@dataclass(frozen=True, slots=True)
 class LadderPlan:
     """How much to train and to measure.
 
     Args:
-        quick: a short look; its student has learned next to nothing.
+        per_label: paragraphs of each library, for training, validation and judging together.
+        teacher: how the teacher is fine-tuned.
+        student_steps: of each training of the student's stages; None: as the recipe has it.
+        timed_texts: how many the speed is measured with.
+        padded_texts: how many of those the padded rung runs, which is slow.
+        rounds: how often each rung runs over its texts.
     """
 
-    def __init__(self, *, quick: bool = False) -> None:
-        self.per_label = 60 if quick else 1000
-        self.teacher = Training(steps=20 if quick else 220, learning_rate=2e-4)
-        self.timed_texts = 128 if quick else 1024
-        self.padded_texts = 32 if quick else 256
-        self.rounds = 1 if quick else 3
-        self.quick = quick
+    per_label: int = 1000
+    teacher: Training = field(default_factory=lambda: Training(steps=220, learning_rate=2e-4))
+    student_steps: int | None = None
+    timed_texts: int = 1024
+    padded_texts: int = 256
+    rounds: int = 3
+
+    @classmethod
+    def quick(cls) -> LadderPlan:
+        """A short look; its student has learned next to nothing."""
+        teacher = Training(steps=20, learning_rate=2e-4)
+        return cls(per_label=60, teacher=teacher, student_steps=10, timed_texts=128, padded_texts=32, rounds=1)
 
     @property
     def recipe(self) -> Recipe:
@@ -53,7 +64,9 @@ class LadderPlan:
 
     def _shorter(self, stage: Any) -> dict[str, Any]:
         training = getattr(stage, "training", None)
-        return {"training": training.model_copy(update={"steps": 10})} if self.quick and training else {}
+        if training is None or self.student_steps is None:
+            return {}
+        return {"training": training.model_copy(update={"steps": self.student_steps})}
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ in turn on one server, and what counts is the ratio within each turn.
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,15 +18,13 @@ import redis
 
 from headrace import AsyncClient, Job
 from headrace_cluster.bench.floor import measure_floor
-from headrace_cluster.embedded import EmbeddedServer
+from headrace_cluster.bench.transport_peers import PeerLoad, measure_peers
+from headrace_cluster.config.settings import ServiceConfig, load_config
 from headrace_cluster.local import LocalService
-from headrace_cluster.settings import ServiceConfig, load_config
 from headrace_workers.engines.echo import EchoEngine
 
 __all__ = ["TransportPlan", "TransportReport", "run_transport"]
 
-_PEERS: Final = ("celery", "arq", "taskiq")
-_PEER_TIMEOUT_S: Final = 180.0
 _IN_FLIGHT: Final = 4096
 
 
@@ -42,13 +38,19 @@ class TransportPlan:
     lone_jobs: int = 300
     batch1_jobs: int = 2_000
     peer_jobs: int = 2_000
+    peer_rounds: int = 3
     peers: Path | None = None
     """A folder with a virtual environment for each peer, as `make peers` makes it."""
 
     @classmethod
     def quick(cls, peers: Path | None) -> TransportPlan:
         """A short look."""
-        return cls(jobs=4_000, rounds=1, lone_jobs=100, batch1_jobs=200, peer_jobs=500, peers=peers)
+        return cls(jobs=4_000, rounds=1, lone_jobs=100, batch1_jobs=200, peer_jobs=500, peer_rounds=1, peers=peers)
+
+    @property
+    def peer_load(self) -> PeerLoad:
+        """What each peer is given."""
+        return PeerLoad(self.peer_jobs, self.jobs, self.payload_bytes, self.peer_rounds)
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class TransportReport:
     floor_jobs_per_s: float = 0.0
     ratio_to_floor: float = 0.0
     peers_jobs_per_s: dict[str, float] = field(default_factory=dict)
+    peers_ratio_to_floor: dict[str, float] = field(default_factory=dict)
     ratio_to_best_peer: float | None = None
     always_jobs_per_s: float = 0.0
     always_ratio_to_floor: float = 0.0
@@ -90,14 +93,19 @@ def run_transport(plan: TransportPlan, progress: Callable[[str], None]) -> Trans
         report.router_cpu_us_per_job = bench.router_cost()
         bench.against_floor(progress)
         asyncio.run(bench.audit())
-    for peer in _PEERS if plan.peers is not None else ():
-        progress(f"peer {peer}")
-        rate = _measure_peer(plan, peer)
-        if rate is not None:
-            report.peers_jobs_per_s[peer] = round(rate, 1)
-    if report.peers_jobs_per_s:
-        report.ratio_to_best_peer = report.jobs_per_s / max(report.peers_jobs_per_s.values())
+    _against_peers(plan, report, progress)
     return report
+
+
+def _against_peers(plan: TransportPlan, report: TransportReport, progress: Callable[[str], None]) -> None:
+    """By way of the floor, which is measured beside each of them too: the machine's speed changes meanwhile."""
+    if plan.peers is None:
+        return
+    measured = measure_peers(plan.peers, plan.peer_load, progress)
+    report.peers_jobs_per_s = {name: round(peer.jobs_per_s, 1) for name, peer in measured.items()}
+    report.peers_ratio_to_floor = {name: peer.ratio_to_floor for name, peer in measured.items()}
+    if measured:
+        report.ratio_to_best_peer = report.ratio_to_floor / max(report.peers_ratio_to_floor.values())
 
 
 def _config() -> ServiceConfig:
@@ -196,31 +204,3 @@ class _Bench:
                 audit = await client.audit(model)
                 self._report.lost += audit.lost
                 self._report.doubled += audit.doubled
-
-
-def _measure_peer(plan: TransportPlan, peer: str) -> float | None:
-    """A peer's jobs a second, or None if its environment is not there."""
-    assert plan.peers is not None
-    python = plan.peers.absolute() / peer / "bin" / "python"
-    if not python.exists():
-        return None
-    program = Path(__file__).parent / "peers" / f"{peer}_peer.py"
-    with EmbeddedServer(die_with_parent=True, port=_free_port()) as server:
-        done = subprocess.run(
-            [python, program, f"redis://127.0.0.1:{server.port}/0", str(plan.peer_jobs), str(plan.payload_bytes)],
-            capture_output=True,
-            text=True,
-            timeout=_PEER_TIMEOUT_S,
-            check=False,
-        )
-    if done.returncode:
-        raise RuntimeError(f"{peer} failed:\n{done.stderr[-1500:]}")
-    return float(json.loads(done.stdout.splitlines()[-1])["jobs_per_s"])
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

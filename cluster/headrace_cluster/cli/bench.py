@@ -98,6 +98,25 @@ def generate(
 
 
 @bench.command()
+def scale(
+    *,
+    quick: _Quick = False,
+    only: Annotated[
+        str, typer.Option("--only", help="One part: replicas, routers, routing, fifo or autoscaling.")
+    ] = "",
+    as_json: AsJson = False,
+) -> int:
+    """What is lost, or saved, as a service grows: replicas, routers, models, waiting jobs, mixed lengths."""
+    from headrace_cluster.bench.scale import PARTS, run_scale
+
+    if only not in ("", *PARTS):
+        raise typer.BadParameter(f"{only!r} is none of {', '.join(PARTS)}", param_hint="--only")
+    with steps(as_json=as_json) as say:
+        report = run_scale(say, quick=quick, only=only)
+    return _tell(report, as_json=as_json)
+
+
+@bench.command()
 def engine(
     *,
     quick: _Quick = False,
@@ -119,6 +138,16 @@ def engine(
     )
     with steps(as_json=as_json) as say:
         report = run_engine(plan, say, model=model)
+    return _tell(report, as_json=as_json)
+
+
+@bench.command("cold-start")
+def cold_start(*, quick: _Quick = False, model: _Model = None, as_json: AsJson = False) -> int:
+    """Seconds from the start of a replica's process until its engine has answered, phase by phase."""
+    from headrace_cluster.bench.cold_start import run_cold_start
+
+    with steps(as_json=as_json) as say:
+        report = run_cold_start(say, model=model, rounds=1 if quick else 5)
     return _tell(report, as_json=as_json)
 
 

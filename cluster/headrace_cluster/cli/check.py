@@ -14,7 +14,8 @@ from headrace.cli.output import Output
 from headrace_cluster.cli.steps import steps
 
 if TYPE_CHECKING:
-    from headrace_cluster.settings import ModelConfig, RedisConfig
+    from headrace_cluster.config.models import ModelConfig
+    from headrace_cluster.config.settings import RedisConfig
     from headrace_workers.engines import Engine
 
 __all__ = ["check"]
@@ -29,7 +30,7 @@ def check(config: _Config, *, skip_redis: _SkipRedis = False, as_json: AsJson = 
     Needs no Ray: run it before a rollout, on the machine that will serve. The Redis server that the configuration
     names, if it names one, is asked whether it fits.
     """
-    from headrace_cluster.settings import load_config
+    from headrace_cluster.config.settings import load_config
 
     output = Output(as_json=as_json)
     checked = load_config(config)

@@ -83,7 +83,7 @@ def _run(folder: Path, count: int, model: str | None, output: Output) -> dict[st
 
 
 def _config(artifact: Path) -> Any:
-    from headrace_cluster.settings import load_config
+    from headrace_cluster.config.settings import load_config
 
     return load_config(
         {

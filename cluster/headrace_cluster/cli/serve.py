@@ -22,7 +22,9 @@ __all__ = ["serve"]
 
 _Models = Annotated[
     list[str] | None,
-    typer.Argument(metavar="NAME=MODEL", help="A model to host: a folder, an artifact, or a hub id. Repeatable."),
+    typer.Argument(
+        metavar="NAME=MODEL", help="A model to host: a folder, an artifact, a GGUF file, or a hub id. Repeatable."
+    ),
 ]
 _Config = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="A configuration in YAML.")]
 _Task = Annotated[str | None, typer.Option("--task", help="What the models named here do; else found out.")]
@@ -67,7 +69,7 @@ def serve(
         raise CommandError(
             "nothing to host", code="usage", hint="name a model (headrace serve minilm=./folder), or a --config"
         )
-    from headrace_cluster.settings import load_config
+    from headrace_cluster.config.settings import load_config
 
     checked = load_config(config if config is not None else {"models": inline}, overrides=_overrides(redis_url))
     from headrace_cluster.local import LocalService  # which takes seconds to import

@@ -14,7 +14,7 @@ import ray
 
 from deploy.manifests import Manifests
 from headrace.errors import ConfigError
-from headrace_cluster.settings import ServiceConfig, load_config
+from headrace_cluster.config.settings import ServiceConfig, load_config
 
 __all__ = ["findings", "unread"]
 

@@ -11,9 +11,9 @@ from ray.serve.handle import DeploymentHandle
 
 from headrace import Client, Job
 from headrace_cluster import app
+from headrace_cluster.config.settings import load_config
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.local import LocalService
-from headrace_cluster.settings import load_config
 from support.breakable import BreakableRouter
 from support.waiting import eventually_sync
 

@@ -107,9 +107,16 @@ async def test_a_killed_router_is_replaced(client: AsyncClient, service: LocalSe
     assert (await client.status(result.id, model="echo")).state is JobState.OK
 
 
-async def test_deadlines_end_jobs_that_wait(client: AsyncClient) -> None:
+async def test_deadlines_end_jobs_that_wait(client: AsyncClient, service: LocalService) -> None:
     """A job that cannot start in time is answered as expired, not run late."""
+    read = (await asyncio.to_thread(service.counts))["fragile"]["read"]
     blockers = await client.submit_many(Job(model="fragile", input="sleep:0.5") for _ in range(16))
+
+    async def all_read() -> bool:
+        counts = await asyncio.to_thread(service.counts)
+        return bool(counts["fragile"]["read"] == read + 16)
+
+    await eventually(all_read)  # so that every slot is taken
     late = await client.run(Job(model="fragile", input="late", deadline_s=0.05), timeout_s=30)
     assert late.status is Status.EXPIRED
     for receipt in blockers:

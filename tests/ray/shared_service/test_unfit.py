@@ -7,9 +7,9 @@ from ray import serve
 
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace_cluster.app import application
+from headrace_cluster.config.settings import load_config
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.local import LocalService, _deploy
-from headrace_cluster.settings import load_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -11,12 +11,12 @@ from torch import nn
 from headrace.errors import CompressionDataError, StageError
 from headrace_workers.compression.data import Examples, Split
 from headrace_workers.compression.evaluation.prepared import prepared_copy
-from headrace_workers.compression.quantization.calibration import valid_rows
 from headrace_workers.compression.quantization.quantize import quantize, quantize_model
 from headrace_workers.compression.quantization.sensitivity import rank_layers, sensitivities
 from headrace_workers.compression.recipe import ActivationScheme, Calibration, Quantize, WeightScheme
 from headrace_workers.compression.stage import StageContext
 from headrace_workers.compression.subject import ModuleSubject, Subject
+from headrace_workers.compression.watching import valid_rows
 from headrace_workers.kernels.layers import AffineLinear, CompressedLinear, QuantizedEmbedding
 
 from .conftest import ContextOf, TinySubject

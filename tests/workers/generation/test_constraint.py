@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -55,6 +56,11 @@ def _compiled(compiler: ConstraintCompiler, schema: Any = None) -> Constraint:
     return constraint
 
 
+def follow(constraint: Constraint, tokens: Iterable[int]) -> None:
+    for token in tokens:
+        constraint.advance(token)
+
+
 def _answer(sampler: Sampler, draw: Draw, seed: int, tokens: int = 400) -> list[int]:
     """What a model answers that knows nothing."""
     noise = torch.Generator().manual_seed(seed)
@@ -68,7 +74,7 @@ def _answer(sampler: Sampler, draw: Draw, seed: int, tokens: int = 400) -> list[
 
 def _text(spelling: TokenSpelling, tokens: list[int]) -> str:
     assembler = TextAssembler(spelling)
-    return assembler.feed_all(tokens) + assembler.finish()
+    return "".join(map(assembler.feed, tokens)) + assembler.finish()
 
 
 # -- in use --------------------------------------------------------------------------------------------------
@@ -88,7 +94,7 @@ def test_any_object_will_do_for_json_object(compiler: ConstraintCompiler, byte_l
     for token in byte_level.encode('{"wheel": [1, null, {"of": "wood"}]').ids:
         constraint.advance(token)
     assert not constraint.can_end
-    constraint.advance_all(byte_level.encode("}").ids)
+    follow(constraint, byte_level.encode("}").ids)
     assert constraint.can_end
 
 
@@ -102,7 +108,7 @@ def test_text_needs_no_constraint(compiler: ConstraintCompiler) -> None:
 
 def test_only_what_may_come_next_is_left(compiler: ConstraintCompiler, byte_level: Tokenizer) -> None:
     constraint = _compiled(compiler, {"enum": ["rye", "wheat"]})
-    constraint.advance_all(byte_level.encode('"').ids)
+    follow(constraint, byte_level.encode('"').ids)
     logits = np.zeros(VOCABULARY, np.float32)
     constraint.apply(logits)
     left = {byte_level.decode([int(token)]) for token in np.flatnonzero(np.isfinite(logits))}
@@ -114,7 +120,7 @@ def test_an_answer_may_end_only_when_it_is_complete(compiler: ConstraintCompiler
     constraint = _compiled(compiler, {"type": "integer"})
     assert not constraint.can_end
     assert not any(_allows(constraint, end) for end in ENDS)
-    constraint.advance_all(byte_level.encode("12").ids)
+    follow(constraint, byte_level.encode("12").ids)
     assert constraint.can_end
     assert not constraint.ended  # another digit could follow
     assert all(_allows(constraint, end) for end in ENDS)
@@ -141,9 +147,9 @@ def test_another_replica_goes_on_where_one_was(compiler: ConstraintCompiler, sam
 def test_answers_of_one_job_go_their_own_ways(compiler: ConstraintCompiler, byte_level: Tokenizer) -> None:
     first = _compiled(compiler, {"enum": ["rye", "wheat"]})
     second = first.copy()
-    first.advance_all(byte_level.encode('"rye"').ids)
+    follow(first, byte_level.encode('"rye"').ids)
     assert first.ended
-    second.advance_all(byte_level.encode('"wheat"').ids)
+    follow(second, byte_level.encode('"wheat"').ids)
     assert second.ended
 
 
@@ -165,9 +171,9 @@ def test_logits_beyond_the_tokenizers_are_not_allowed(byte_level: Tokenizer) -> 
 
 def test_an_answer_cannot_lose_itself_in_spaces(compiler: ConstraintCompiler, byte_level: Tokenizer) -> None:
     constraint, spaces = _compiled(compiler), byte_level.encode(" ").ids
-    constraint.advance_all(byte_level.encode("{").ids)
+    follow(constraint, byte_level.encode("{").ids)
     for _ in range(16):
-        constraint.advance_all(spaces)
+        follow(constraint, spaces)
     assert not _allows(constraint, spaces[0])
 
 

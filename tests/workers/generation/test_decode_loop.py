@@ -9,6 +9,7 @@ import pytest
 
 from headrace.errors import FailureCode
 from headrace.messages import LaneEntry
+from headrace.messages.chunk import Chunk
 from headrace_workers.engines.base import Prepared
 from headrace_workers.generation.batch_call import BatchCall
 from headrace_workers.generation.decode_loop import DecodeLoop, Happening
@@ -44,10 +45,9 @@ class Loop:
         assert isinstance(item, Prepared)
         entry = LaneEntry(1, "1-0", f"1 {prompt} box t 1 {int(deadline_s * 1000)} 0 token - -".encode(), b"")
         call = BatchCall(1, alive=lambda: True, over=lambda: None)
-        job = ServedJob(call, 0, "m", entry, entry.envelope, "1-owner", item)
+        job = ServedJob(call, 0, "m", entry, entry.envelope, "1-owner", self.decoding, "fake", item)
         if said:
-            chunk = {"i": 0, "n": 0, "tokens": list(range(said)), "text": words_of(prompt, said)}
-            job.delivered, job.written = [chunk], 1
+            job.delivered, job.written = [Chunk(0, words_of(prompt, said), list(range(said)))], 1
         return job
 
     def positions(self) -> list[int]:

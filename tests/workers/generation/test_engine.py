@@ -15,6 +15,7 @@ from headrace_workers.engines.decoder import DecoderEngine, Event
 from headrace_workers.generation.generation import Generation
 from headrace_workers.generation.runner import PAGE_TOKENS
 from headrace_workers.generation.speculation import DraftPolicy
+from headrace_workers.model_bytes import resident_bytes
 from support.tiny_decoder import TINY_CONTEXT, tiny_decoder
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
@@ -214,7 +215,7 @@ def test_a_cancelled_job_leaves_at_once(engine: DecoderEngine) -> None:
         engine.step()
     engine.cancel(generation, "deadline")
     assert idle(engine)
-    partial = generation.partial()
+    partial = generation.output()
     assert partial["choices"][0]["finish_reason"] == "deadline"
     assert partial["usage"]["completion_tokens"] == 5
     assert engine.step() == []
@@ -327,3 +328,27 @@ def test_nothing_is_left_after_many_jobs_with_random_cancels(engine: DecoderEngi
     finish(engine)
     assert idle(engine)
     assert engine.pool.available == engine.pool.pages
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_memory_does_not_grow_over_ten_thousand_jobs(folder: Path) -> None:
+    """A fifth of them cancelled at random: pages stay within their bound, the process as large as it was early on."""
+    engine = DecoderEngine(folder, slots=16, prefill_rows=64)
+    rng, jobs, early_bytes = random.Random(9), 10_000, 0
+    running: list[Generation] = []
+    for number in range(jobs):
+        item = prepared(engine, "mill " * rng.randint(1, 60), max_tokens=rng.randint(1, 30))
+        running.append(engine.start(item, job_id=str(number)))
+        while len(running) > 24 or rng.random() < 0.5:
+            engine.step()
+            assert engine.pool.held <= engine.pool.pages
+            running = [generation for generation in running if not generation.ended]
+        if running and rng.random() < 0.2:
+            engine.cancel(running.pop(rng.randrange(len(running))))
+        if number == jobs // 5:
+            early_bytes = resident_bytes()
+    finish(engine)
+    assert idle(engine)
+    assert engine.pool.available == engine.pool.pages
+    assert resident_bytes() - early_bytes < 4 << 20

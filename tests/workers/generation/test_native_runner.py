@@ -254,6 +254,30 @@ def test_many_sequences_decode_together(threads: Callable[[int], None]) -> None:
     assert all(torch.equal(text.logits[-1], row) for text, row in zip(texts, alone, strict=True))
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_best_token_of_each_row_is_known(threads: Callable[[int], None], count: int) -> None:
+    """The first of those that are equally good, whichever thread computed it."""
+    module = made("llama")
+    head = module.lm_head.weight
+    head[1000:1100] = head[:100]  # every one of the first hundred has a twin that another thread computes
+    head[40] = head[37]
+    threads(count)
+    runner = runner_of(in_int8(module))
+    logits = runner.run(step([(some_text(70), 70)]))
+    assert runner.best == [int(row.numpy().argmax()) for row in logits]
+    assert set(runner.best) & set(range(100)), "none of the twins was the best"
+
+
+def test_a_row_that_is_no_number_is_not_taken_for_a_good_one(threads: Callable[[int], None]) -> None:
+    module = made("llama")
+    module.model.norm.weight[:] = float("nan")
+    threads(2)
+    runner = runner_of(in_int8(module))
+    logits = runner.run(step([(some_text(5), 5)]))
+    assert logits.isnan().any()
+    assert runner.best == [int(row.numpy().argmax()) for row in logits]
+
+
 def test_only_wanted_rows_are_answered() -> None:
     runner, text = runner_of(in_int8(made("llama"))), some_text(70)
     every = at_once(runner, text)

@@ -35,7 +35,7 @@ def _words() -> Tokenizer:
 
 def _text(spelling: TokenSpelling, tokens: Sequence[int], *stop: str) -> str:
     assembler = TextAssembler(spelling, stop)
-    return assembler.feed_all(tokens) + assembler.finish()
+    return "".join(map(assembler.feed, tokens)) + assembler.finish()
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
@@ -156,7 +156,7 @@ def test_what_was_given_out_stays_so_and_is_all_that_is_certain(
     cut = data.draw(st.integers(0, len(tokens)))
     first, second = TextAssembler(spelling, stop), TextAssembler(spelling, stop)
     given_out = [first.feed(token) for token in tokens]
-    assert second.feed_all(tokens[:cut]) == "".join(given_out[:cut])
+    assert "".join(map(second.feed, tokens[:cut])) == "".join(given_out[:cut])
     assert [second.feed(token) for token in tokens[cut:]] == given_out[cut:]
     assert second.finish() == first.finish()
 
@@ -164,7 +164,7 @@ def test_what_was_given_out_stays_so_and_is_all_that_is_certain(
 @pytest.mark.parametrize("stop", ["t", "th", "the"])
 def test_a_stop_string_may_be_the_very_beginning(byte_level: Tokenizer, spelling: TokenSpelling, stop: str) -> None:
     assembler = TextAssembler(spelling, [stop])
-    assert assembler.feed_all(byte_level.encode("the mill").ids) == ""
+    assert "".join(map(assembler.feed, byte_level.encode("the mill").ids)) == ""
     assert assembler.stopped
 
 
@@ -174,6 +174,6 @@ def test_the_longest_stop_strings_cost_no_more_than_their_characters(
     stop = ["a" * 255 + chr(ord("b") + at) for at in range(16)]
     text = "a" * 600 + "b"
     assembler = TextAssembler(spelling, stop)
-    out = assembler.feed_all(byte_level.encode(text).ids)
+    out = "".join(map(assembler.feed, byte_level.encode(text).ids))
     assert out == "a" * 345
     assert assembler.stopped

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from headrace.errors import FailureCode, ModelLoadError
 from headrace_workers import node
+from headrace_workers.cold_start import phase
 from headrace_workers.engines.base import EngineInfo, ItemError, Prepared
 from headrace_workers.generation.constraint import ConstraintCompiler
 from headrace_workers.generation.draft import Draft
@@ -95,12 +96,14 @@ class DecoderEngine:
         device: Device = "cpu",
     ) -> None:
         started_s = time.perf_counter()
-        source = find_source(model)
+        with phase("fetch"):
+            source = find_source(model)
         if variant is None and source.artifact is not None:
             variant = fitting_variant(source.artifact, device=device, flags=node.capabilities().flags)
-        self._runner, details = load_decoder(
-            source, precision=precision, variant=variant, kernels=kernels, device=device, max_tokens=max_tokens
-        )
+        with phase("load"):
+            self._runner, details = load_decoder(
+                source, precision=precision, variant=variant, kernels=kernels, device=device, max_tokens=max_tokens
+            )
         info = self._runner.info
         pages = kv_pages(info, kv_cache_bytes, slots)
         self._runner.allocate(pages)
@@ -233,7 +236,7 @@ class DecoderEngine:
         logits = self._runner.run(step_of(plan))
         self.scheduler.computed(plan)
         choices: list[Choice] = [planned.sequence.key for planned in plan if planned.draws]
-        drawn = self._sampler.draw(logits, [choice.draw for choice in choices]) if choices else []
+        drawn = self._sampler.draw(logits, [choice.draw for choice in choices], self._runner.best) if choices else []
         return [event for choice, token in zip(choices, drawn, strict=True) for event in self._take(choice, token)]
 
     def _take(self, choice: Choice, drawn: Drawn | ItemError) -> list[Event]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from headrace.errors import FailureCode, ModelLoadError
 from headrace_workers import node
 from headrace_workers.artifact import Task
+from headrace_workers.cold_start import phase
 from headrace_workers.engines.base import EngineInfo, ItemError, Prepared
 from headrace_workers.engines.tasks import (
     EmbeddingTask,
@@ -92,18 +93,21 @@ class EncoderEngine:
         started_s = time.perf_counter()
         if threads is not None:
             node.prepare_process(threads)
-        source = find_source(model)
+        with phase("fetch"):
+            source = find_source(model)
         if variant is None and source.artifact is not None:
             variant = fitting_variant(source.artifact, device=device, flags=node.capabilities().flags)
-        loaded = load_model(source, _task_of(source, task), variant=variant)
+        with phase("load"):
+            loaded = load_model(source, _task_of(source, task), variant=variant)
         self._truncate = overlong == "truncate"
         fitting = MAX_TOKENS_PER_PASS if device == "cpu" else _MAX_TOKENS_PER_GPU_PASS
         self._max_tokens_per_pass = max_tokens_per_pass or fitting
         self._tokenizer = load_tokenizer(source, _limit(source, loaded, max_tokens))
         self._head = _head_of(source, loaded)
-        self._runner, details = prepare_model(
-            loaded, self._probes(), precision=precision, kernels=kernels, device=device
-        )
+        with phase("pack"):
+            self._runner, details = prepare_model(
+                loaded, self._probes(), precision=precision, kernels=kernels, device=device
+            )
         node.give_memory_back()
         self.info = EngineInfo(
             variant=variant if source.artifact is not None and variant else precision,

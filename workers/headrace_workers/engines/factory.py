@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from headrace_workers.cold_start import phase
 from headrace_workers.engines.base import Engine
 
 __all__ = ["EngineConfig", "make_engine"]
@@ -133,7 +134,8 @@ def make_engine(config: EngineConfig, *, device: Literal["cpu", "cuda"] = "cpu")
         return _decoder(config, device)
     precision = config.precision
     assert precision != "int4", "the configuration has seen to that"
-    from headrace_workers.engines.encoder import EncoderEngine
+    with phase("import"):
+        from headrace_workers.engines.encoder import EncoderEngine
 
     return EncoderEngine(
         config.model,
@@ -149,7 +151,8 @@ def make_engine(config: EngineConfig, *, device: Literal["cpu", "cuda"] = "cpu")
 
 
 def _decoder(config: EngineConfig, device: Literal["cpu", "cuda"]) -> Engine:
-    from headrace_workers.engines.decoder import DecoderEngine
+    with phase("import"):
+        from headrace_workers.engines.decoder import DecoderEngine
 
     return DecoderEngine(
         config.model,

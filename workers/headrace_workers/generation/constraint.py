@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
@@ -96,11 +95,6 @@ class Constraint:
             raise ItemError(
                 FailureCode.ENGINE_FAILED, f"token {token} is not of the response format: {_reason(self._matcher)}"
             )
-
-    def advance_all(self, tokens: Iterable[int]) -> None:
-        """Append what another replica generated."""
-        for token in tokens:
-            self.advance(token)
 
     @property
     def can_end(self) -> bool:

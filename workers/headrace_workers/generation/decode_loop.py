@@ -17,6 +17,7 @@ from threading import Thread
 from typing import Any, Final, Literal, NamedTuple
 
 from headrace.errors import FailureCode
+from headrace.structured_logs import about, raised_at
 from headrace_workers.batch_jobs import expired, failed
 from headrace_workers.engines.base import ItemError
 from headrace_workers.engines.stepping import StepEngine
@@ -167,12 +168,14 @@ class DecodeLoop:
     def _begin(self, job: ServedJob) -> None:
         assert job.item is not None
         try:
-            generation = self._engine.start(job.item, job_id=job.envelope.job_id, delivered=job.delivered)
+            delivered = [chunk.body for chunk in job.delivered]
+            generation = self._engine.start(job.item, job_id=job.envelope.job_id, delivered=delivered)
         except ItemError as error:
             self._ended(job, error)
             return
         except Exception as error:
-            log.exception("job %s could not be started", job.envelope.job_id)
+            known = about(model=job.model, job_id=job.envelope.job_id, traceparent=job.envelope.traceparent)
+            log.error("job %s could not be started: %s", job.envelope.job_id, raised_at(error), extra=known)
             self._ended(job, failed(error))
             return
         job.generation = generation
@@ -205,7 +208,7 @@ class DecodeLoop:
         job.ended_s, job.error = self._now_s(), error
         if generation is not None:
             del self._jobs[generation]
-            job.output = generation.output() if error is None else generation.partial()
+            job.output = generation.output()
             job.tokens = generation.tokens
         self._news.append(Happening(job, None, ended=True))
 

@@ -113,7 +113,7 @@ class Draft:
         logits = self._runner.run(self._step([sequence for sequence, _ in parts], rows))
         for (sequence, _), tokens in zip(parts, rows, strict=True):
             self._tracks[sequence].computed += len(tokens)
-        return self._sampler.draw(logits, draws)
+        return self._sampler.draw(logits, draws, self._runner.best)
 
     def _catch_up(self, sequences: Items[Sequence]) -> None:
         """Compute what is too much for one pass."""

@@ -190,7 +190,7 @@ class Generation:
         self.give_up("error")
 
     def output(self) -> dict[str, Any]:
-        """The terminal output, timings excepted: choices and usage."""
+        """The terminal output, timings excepted: choices and usage. Of an answer that ends early, what there is."""
         prompt, completion = len(self.request.prompt), self.completion_tokens
         return {
             "choices": [choice.to_output() for choice in self.choices],
@@ -201,7 +201,3 @@ class Generation:
                 "cached_tokens": sum(choice.sequence.cached_tokens for choice in self.choices),
             },
         }
-
-    def partial(self) -> dict[str, Any]:
-        """What there is of an answer that ends early; `give_up` comes first."""
-        return self.output()

@@ -81,7 +81,7 @@ class NativeRunner:
         positions = min(max_positions or _MOST_POSITIONS, int(model.config.max_position_embeddings), _MOST_POSITIONS)
         self._decoder = NativeDecoder(_weights(model, positions), fine=fine)
         self._threads = threads
-        self._pages = 0
+        self._pages = self._wanted = 0
         self._info = RunnerInfo(
             vocabulary=self._decoder.vocabulary,
             max_positions=positions,
@@ -109,6 +109,7 @@ class NativeRunner:
             MemoryError: there is none for what lies between layers.
         """
         self._check(step)
+        self._wanted = len(step.wanted)
         return self._decoder.run(
             _int32(step.tokens),
             _int32(step.starts),
@@ -117,6 +118,11 @@ class NativeRunner:
             _int32(step.wanted),
             threads=self._threads or torch.get_num_threads(),
         )
+
+    @property
+    def best(self) -> list[int]:
+        """See `DecoderRunner`."""
+        return self._decoder.best(self._wanted)
 
     def _check(self, step: Step) -> None:
         """What is not there would be read from, or written to, memory that is not ours."""

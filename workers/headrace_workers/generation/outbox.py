@@ -48,7 +48,6 @@ class Outbox:
 
     Args:
         client: where it goes.
-        variant: of the engine, for the answers.
         refused: told of a job that is not to be gone on with here: another owns it, or the server lost its stream.
         cancelled: told of a job that somebody has called off.
         ended: told what became of a job whose ending was written.
@@ -57,14 +56,12 @@ class Outbox:
     def __init__(
         self,
         client: redis.asyncio.Redis,
-        variant: str,
         *,
         refused: Callable[[ServedJob, ChunkOutcome], None],
         cancelled: Callable[[ServedJob], None],
         ended: Callable[[ServedJob, Fate], None],
     ) -> None:
         self._client = client
-        self._variant = variant
         self._refused = refused
         self._cancelled = cancelled
         self._told = ended
@@ -122,7 +119,7 @@ class Outbox:
                 self._refused(job, outcome)
 
     async def _write_endings(self, model: str, jobs: Sequence[ServedJob]) -> None:
-        fates = await write_endings(self._client, model, [job.ending(self._variant) for job in jobs])
+        fates = await write_endings(self._client, model, [job.ending() for job in jobs])
         for job, fate in zip(jobs, fates, strict=True):
             if not job.dropped:  # meanwhile
                 self._told(job, fate)

@@ -12,8 +12,7 @@ measures that it is so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
@@ -26,6 +25,7 @@ from torch import Tensor
 from headrace_workers.generation.key_value_pages import KeyValuePages, head_rows
 from headrace_workers.generation.runner import PAGE_TOKENS, Step
 from headrace_workers.kernels.attention import UnsupportedAttentionError
+from headrace_workers.scoped import scoped
 
 __all__ = [
     "Attending",
@@ -247,14 +247,9 @@ def _on(array: NDArray[Any], device: torch.device) -> Tensor:
 _current: ContextVar[Attending | None] = ContextVar("headrace_attending", default=None)
 
 
-@contextmanager
-def attending(by: Attending) -> Iterator[None]:
+def attending(by: Attending) -> AbstractContextManager[None]:
     """Answer the attention of modules by this for the length of the context."""
-    token = _current.set(by)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return scoped(_current, by)
 
 
 def paged_attention_interface(

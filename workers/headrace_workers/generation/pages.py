@@ -61,6 +61,11 @@ class PagePool:
         return len(self._free) + len(self._idle)
 
     @property
+    def free(self) -> int:
+        """How many pages hold nothing of use."""
+        return len(self._free)
+
+    @property
     def held(self) -> int:
         """How many pages are in use by sequences."""
         return self.pages - self.available

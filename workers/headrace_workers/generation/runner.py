@@ -75,3 +75,8 @@ class DecoderRunner(Protocol):
         Keys and values of the step's rows are in their pages afterwards.
         """
         ...
+
+    @property
+    def best(self) -> list[int] | None:
+        """For each row of the last step the first of its largest logits, or the first that is NaN; None: not known."""
+        ...

@@ -143,12 +143,13 @@ class Sampler:
         self._weights = _Weights(vocabulary)
         self._changed = np.empty(vocabulary, np.float32)
 
-    def draw(self, logits: Tensor, draws: Sequence[Draw]) -> list[Drawn | ItemError]:
+    def draw(self, logits: Tensor, draws: Sequence[Draw], best: Sequence[int] | None = None) -> list[Drawn | ItemError]:
         """Draw a token for each row and advance its `Draw`.
 
         Args:
             logits: float32 [rows, vocabulary], on any device; not changed.
             draws: one for each row.
+            best: for each row, the first of its largest logits, or the first that is NaN, if somebody has looked.
 
         Returns:
             For each row what was drawn, or `NOT_FINITE` where its logits hold NaN or infinity.
@@ -156,8 +157,9 @@ class Sampler:
         if not logits.is_cpu and all(draw.greedy and draw.plain and not draw.params.logprobs for draw in draws):
             return self._greedy(logits, draws)
         rows = logits.cpu().numpy()
-        best = rows.argmax(axis=1)  # the first of the largest; of a row with NaN the first NaN
-        return [self._drawn(row, int(top), draw) for row, top, draw in zip(rows, best, draws, strict=True)]
+        if best is None:
+            best = [int(row.argmax()) for row in rows]  # a third of the time of argmax(axis=1)
+        return [self._drawn(row, top, draw) for row, top, draw in zip(rows, best, draws, strict=True)]
 
     def _greedy(self, logits: Tensor, draws: Sequence[Draw]) -> list[Drawn | ItemError]:
         """On a GPU: two numbers a row are fetched, not the row."""

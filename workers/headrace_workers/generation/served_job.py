@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace.messages import Envelope, LaneEntry, Status
+from headrace.messages.chunk import Chunk, partial_output
 from headrace.scripts import Answer, GiveBack
 from headrace_workers.batch_jobs import answer_of, failure_of
 from headrace_workers.engines.base import ItemError, Prepared
 from headrace_workers.generation.batch_call import BatchCall
+
+if TYPE_CHECKING:
+    from headrace_workers.generation.decode_loop import DecodeLoop
 
 __all__ = ["ServedJob"]
 
@@ -28,9 +32,13 @@ class ServedJob:
     envelope: Envelope
     owner: str
     """As whom it was started."""
+    loop: DecodeLoop
+    """Has it run."""
+    variant: str
+    """Of the engine that runs it."""
     item: Prepared | None = None
     error: ItemError | None = None
-    delivered: Sequence[Mapping[str, Any]] = ()
+    delivered: Sequence[Chunk] = ()
     """Its chunks that others wrote, in order."""
     written: int = 0
     """How many chunks it has in Redis, others' included, or will have once those on their way are there."""
@@ -55,23 +63,21 @@ class ServedJob:
         return self.model, self.envelope.job_id
 
     @property
+    def dispatched_ms(self) -> int:
+        """When its router sent it, which an owner begins with."""
+        return int(self.owner.partition("-")[0])
+
+    @property
     def streams(self) -> bool:
         """Whether its chunks are wanted as they come."""
         return self.item is not None and bool(self.item.data.streams)
 
     def delivered_output(self, reason: str) -> dict[str, Any] | None:
         """What others delivered of it, as the output of one that goes no further; None if that is nothing."""
-        texts: dict[int, str] = {}
-        tokens = 0
-        for chunk in self.delivered:
-            texts[chunk["i"]] = texts.get(chunk["i"], "") + chunk["text"]
-            tokens += len(chunk["tokens"])
-        prompt = self.item.tokens if self.item else 0
-        usage = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
-        choices = [{"index": i, "text": text, "finish_reason": reason} for i, text in sorted(texts.items())]
-        return {"choices": choices, "usage": usage | {"cached_tokens": 0}} if choices else None
+        prompt_tokens = self.item.tokens if self.item else 0
+        return partial_output(self.delivered, reason, prompt_tokens=prompt_tokens)
 
-    def ending(self, variant: str) -> Answer | GiveBack:
+    def ending(self) -> Answer | GiveBack:
         """How it ends; to be asked once every chunk of it is written."""
         owner = self.owner if self.streams else ""
         if self.output is not None:
@@ -81,7 +87,7 @@ class ServedJob:
             input_tokens=self.item.tokens if self.item else 0,
             queued_ms=self._since_submission_ms(self.started_s),
             run_ms=max(0.0, (self.ended_s - self.started_s) * 1000),
-            variant=variant,
+            variant=self.variant,
         )
         if isinstance(body, ItemError):
             return failure_of(self.entry, self.envelope, body, partial=self.output, owner=owner)

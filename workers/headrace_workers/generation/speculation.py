@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["DraftPolicy", "accepted"]
+__all__ = ["DraftPolicy"]
 
 _WEIGHT: Final = 0.1
 """Of the latest cost in an average."""
@@ -27,20 +27,6 @@ _PROBES: Final = 3
 """How many steps in a row a way is tried that has to be measured: the first is slower than usual."""
 _MOST_PATIENT: Final = 16
 """How many times as rare probes become where they always tell the same."""
-
-
-def accepted(drafted: Sequence[int], drawn: Sequence[int]) -> int:
-    """How many guesses were right: as many as are equal from the first on.
-
-    Args:
-        drafted: k guesses.
-        drawn: k + 1 tokens, drawn from the row before each guess and the row of the last one. The first
-            `accepted + 1` of them are the sequence's next tokens: each was drawn behind right ones only.
-    """
-    for count, (guess, token) in enumerate(zip(drafted, drawn, strict=False)):
-        if guess != token:
-            return count
-    return len(drafted)
 
 
 class _Average:

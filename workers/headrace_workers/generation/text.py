@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -119,10 +119,6 @@ class TextAssembler:
     def feed(self, token: int) -> str:
         """Append a token; the text that is certain now and was not before."""
         return self._append(self._characters.decode(self._spelling(token)))
-
-    def feed_all(self, tokens: Iterable[int]) -> str:
-        """Append many, as `feed` would one by one."""
-        return "".join([self.feed(token) for token in tokens])
 
     def finish(self) -> str:
         """No token follows: the text that was held back; a character of which a part is missing is U+FFFD."""

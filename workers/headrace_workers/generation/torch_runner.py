@@ -65,6 +65,7 @@ class TorchRunner:
         max_positions: int | None = None,
         graphs: bool | None = None,
     ) -> None:
+        self.best = None
         self._module: Any = module
         self._device, self._dtype = torch.device(device), dtype
         positions = min(most_positions(self._module.config), max_positions or 1 << 30)

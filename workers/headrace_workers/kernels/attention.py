@@ -7,8 +7,8 @@ Hugging Face's modules between the two pass nothing through that every architect
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from headrace_workers.kernels.library import Attention, support
+from headrace_workers.scoped import scoped
 
 __all__ = ["Packing", "UnsupportedAttentionError", "attend", "attention_interface", "packed"]
 
@@ -55,14 +56,9 @@ class Packing:
 _current: ContextVar[Packing | None] = ContextVar("headrace_packing", default=None)
 
 
-@contextmanager
-def packed(packing: Packing) -> Iterator[None]:
+def packed(packing: Packing) -> AbstractContextManager[None]:
     """Attend by this packing for the length of the context."""
-    token = _current.set(packing)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return scoped(_current, packing)
 
 
 def current_packing() -> Packing:

@@ -143,6 +143,7 @@ class _Step(ctypes.Structure):
         ("wanted_rows", ctypes.c_int64),
         ("logits", ctypes.c_void_p),
         ("logits_stride", ctypes.c_int64),
+        ("best", ctypes.c_void_p),
     ]
 
 
@@ -232,6 +233,7 @@ class NativeDecoder:
         self._head_dim = weights.head_dim
         self.vocabulary = int(weights.head.shape.outputs)
         self._logits = torch.empty(1, (-(-self.vocabulary // _LINE) | 1) * _LINE)
+        self._best = np.empty(1, np.int32)
         self.positions = len(weights.cosines)
 
     @property
@@ -282,15 +284,22 @@ class NativeDecoder:
             len(wanted),
             logits.data_ptr(),
             logits.stride(0),
+            self._best.ctypes.data,
         )
         if self._library.decoder(ctypes.addressof(self._struct), ctypes.addressof(step), self._isa, threads):
             raise MemoryError("no memory for what lies between the layers of a step")
         return logits
 
+    def best(self, rows: int) -> list[int]:
+        """For each row of the last step, which logit is the first of the largest, or the first that is NaN."""
+        found: list[int] = self._best[:rows].tolist()
+        return found
+
     def _room(self, rows: int) -> Tensor:
         """Where logits go. An odd number of cache lines from row to row, or they push each other out of the caches."""
         if rows > len(self._logits):
             self._logits = torch.empty(rows, self._logits.shape[1])
+            self._best = np.empty(rows, np.int32)
         return self._logits[:rows, : self.vocabulary]
 
     def _decoder(self, weights: DecoderWeights) -> _Decoder:

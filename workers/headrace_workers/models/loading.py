@@ -16,6 +16,7 @@ from torch import nn
 
 from headrace.errors import ArtifactError, ModelLoadError
 from headrace_workers.artifact import Task
+from headrace_workers.cold_start import phase
 from headrace_workers.kernels.layers import QuantizedEmbedding, QuantizedLinear
 from headrace_workers.models.filling import fill
 from headrace_workers.models.source import ModelSource
@@ -81,6 +82,8 @@ def load_model(source: ModelSource, task: Task, *, variant: str | None = None) -
         ModelLoadError: it is no model that transformers knows, has no weights for the task, or only pickled ones.
         ArtifactError: the artifact's variant does not fit its configuration.
     """
+    with phase("import"):
+        _import_transformers()
     with quiet_transformers():
         config, kind = _config_and_class(source, task)
         module = (
@@ -89,6 +92,13 @@ def load_model(source: ModelSource, task: Task, *, variant: str | None = None) -
     if task == "embedding" and isinstance(getattr(module, "pooler", None), nn.Module):
         module._modules["pooler"] = None  # it feeds no sentence-transformers pooling
     return LoadedModel(module.eval().requires_grad_(False), config, task)
+
+
+def _import_transformers() -> None:
+    """All that its models have in common, torch's compiler included: twice as much as any model's own module."""
+    import transformers.activations
+    import transformers.modeling_layers
+    import transformers.modeling_utils  # noqa: F401
 
 
 @contextmanager

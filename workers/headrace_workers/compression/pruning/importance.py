@@ -16,7 +16,8 @@ from torch.nn import functional
 from headrace.errors import StageError
 from headrace_workers.compression.data import Examples
 from headrace_workers.compression.pruning.layout import Attention, Ffn
-from headrace_workers.compression.subject import Answers, Subject
+from headrace_workers.compression.subject import Answers, Batch, Subject
+from headrace_workers.compression.watching import valid_rows, watched
 
 __all__ = ["Kind", "Part", "block_importance", "channel_importance", "input_norms", "unit_importance"]
 
@@ -70,7 +71,7 @@ def input_norms(subject: Subject, names: Sequence[str], examples: Examples, prog
     squares: dict[str, Tensor] = {}
 
     def add(name: str, x: Tensor, valid: Tensor) -> None:
-        rows = _valid_rows(x, valid)
+        rows = valid_rows(x, valid)
         squares[name] = squares.get(name, torch.zeros(rows.shape[1])) + rows.square().sum(0)
 
     _observe(subject, names, examples, add, progress)
@@ -90,7 +91,7 @@ def channel_importance(subject: Subject, examples: Examples) -> Tensor:
     totals: list[Tensor] = []
     for batch in subject.batches(_sorted_by_length(examples), _BATCH):
         hidden = subject.answers(batch, hidden=True).hidden
-        sums = [_valid_rows(state, batch.valid).abs().sum(0) for state in hidden]
+        sums = [valid_rows(state, batch.valid).abs().sum(0) for state in hidden]
         totals = [total + more for total, more in zip(totals, sums, strict=True)] if totals else sums
     if not totals:
         raise StageError(f"{type(subject.module).__name__} shows no hidden states, so that none can be left out")
@@ -137,7 +138,7 @@ def _by_activation(subject: Subject, parts: Sequence[Part], examples: Examples, 
     counts = dict.fromkeys(totals, 0)
 
     def add(name: str, x: Tensor, valid: Tensor) -> None:
-        rows = _valid_rows(x, valid)
+        rows = valid_rows(x, valid)
         totals[name] += rows.abs().sum(0)
         counts[name] += len(rows)
 
@@ -152,20 +153,26 @@ def _by_gradient(
     generator = torch.Generator().manual_seed(seed)
     done = 0
     for batch in subject.batches(_sorted_by_length(examples), _BATCH):
-        seen: dict[str, Tensor] = {}
-        with (
-            torch.enable_grad(),
-            _watched(subject.module, [part.output for part in parts], seen.__setitem__, keep=True),
-        ):
-            loss = _loss(subject, subject.answers(batch), generator)
-            gradients = torch.autograd.grad(loss, list(seen.values()), allow_unused=True)
-        change = {name: _moved(x, slope) for (name, x), slope in zip(seen.items(), gradients, strict=True)}
+        change = _changes(subject, parts, batch, generator)
         for total, part in zip(totals, parts, strict=True):
             if part.output in change:
                 total += change[part.output].view(len(batch), part.units, -1).sum(2).abs().sum(0)
         done += len(batch)
         progress("measuring importance", done / len(examples))
     return [total / max(1, len(examples)) for total in totals]
+
+
+def _changes(subject: Subject, parts: Sequence[Part], batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    """By how much each activation of each part that ran moves the loss, by the part's output."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, x: Tensor) -> None:
+        seen[name] = x if x.requires_grad else x.requires_grad_(True)
+
+    with torch.enable_grad(), watched(subject.module, [part.output for part in parts], keep):
+        loss = _loss(subject, subject.answers(batch), generator)
+        gradients = torch.autograd.grad(loss, list(seen.values()), allow_unused=True)
+    return {name: _moved(x, slope) for (name, x), slope in zip(seen.items(), gradients, strict=True)}
 
 
 def _moved(x: Tensor, slope: Tensor | None) -> Tensor:
@@ -207,12 +214,6 @@ def _sorted_by_length(examples: Examples) -> Examples:
     return examples.take(sorted(range(len(examples)), key=lambda place: len(examples.inputs[place])))
 
 
-def _valid_rows(x: Tensor, valid: Tensor) -> Tensor:
-    """[…, width] to [rows, width], without padding where `x` has positions."""
-    x = x.detach().float()
-    return x[valid] if x.dim() == 3 and x.shape[:2] == valid.shape else x.reshape(-1, x.shape[-1])
-
-
 @torch.no_grad()
 def _observe(
     subject: Subject,
@@ -223,34 +224,12 @@ def _observe(
 ) -> None:
     done = 0
     valid = torch.empty(0)
-    with _watched(subject.module, names, lambda name, x: add(name, x, valid)):
+    with watched(subject.module, names, lambda name, x: add(name, x, valid)):
         for batch in subject.batches(_sorted_by_length(examples), _BATCH):
             valid = batch.valid
             subject.answers(batch)
             done += len(batch)
             progress("measuring importance", done / len(examples))
-
-
-@contextmanager
-def _watched(
-    module: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], Any], *, keep: bool = False
-) -> Iterator[None]:
-    """See what comes into modules; with `keep`, make it something that there can be a gradient to."""
-
-    def hook_for(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            if keep and not arguments[0].requires_grad:
-                arguments[0].requires_grad_(True)
-            see(name, arguments[0])
-
-        return hook
-
-    handles = [module.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headrace.errors import CompressionDataError, StageError
 from headrace_workers.compression.data import Examples
 from headrace_workers.compression.subject import Subject
+from headrace_workers.compression.watching import valid_rows, watched
 
-__all__ = ["Sees", "calibrate", "calibration_examples", "valid_rows", "watched"]
+__all__ = ["Sees", "calibrate", "calibration_examples"]
 
 _BATCH: Final = 8
 _LEAST_EXAMPLES: Final = 8
@@ -66,32 +66,3 @@ def calibrate(subject: Subject, observers: Mapping[str, Sees], examples: Example
         progress("calibrating", done / len(examples))
     if missed := sorted(set(observers) - reached):
         raise StageError(f"nothing comes into {missed[0]} when the model runs: leave it alone")
-
-
-def valid_rows(x: Tensor, valid: Tensor) -> Tensor:
-    """What came into a layer without padding: float32 [..., width] to [rows, width].
-
-    Args:
-        x: by example and position, or by example alone.
-        valid: bool [examples, positions].
-    """
-    x = x.detach().float()
-    if x.dim() == 3 and x.shape[:2] == valid.shape:
-        return x[valid]
-    rows = x.reshape(-1, x.shape[-1])
-    return rows[valid.reshape(-1)] if rows.shape[0] == valid.numel() else rows
-
-
-@contextmanager
-def watched(module: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """See what comes into modules while the context lasts."""
-
-    def hook_for(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _module, arguments: see(name, arguments[0])
-
-    handles = [module.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from headrace_workers.compression.data import Examples
-from headrace_workers.compression.quantization.calibration import calibrate, watched
+from headrace_workers.compression.quantization.calibration import calibrate
 from headrace_workers.compression.quantization.observers import ChannelMaxObserver
 from headrace_workers.compression.subject import Batch, Subject
+from headrace_workers.compression.watching import watched
 
 __all__ = ["Fold", "exact_folds", "smooth"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from headrace_workers.compression.search.front import Entry, Front, write_whole
+from headrace_workers.html_page import html_page
 
 __all__ = ["report_html", "write_report"]
 
@@ -23,26 +24,17 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 48
 _FEWEST_TICKS: Final = 4
 
 _STYLE: Final = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --faint: #5c6670; --line: #c9d1d9; --front: #0550ae; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #0f1318; --ink: #e6edf3; --faint: #9aa6b2; --line: #3a434d; --front: #79b8ff; }
-}
-body { background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto;
-  max-width: 76rem; padding: 0 1rem; }
+:root { --front: #0550ae; }
+@media (prefers-color-scheme: dark) { :root { --front: #79b8ff; } }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; flex: 1 1 28rem; }
-svg { width: 100%; height: auto; }
 svg text { fill: var(--ink); font-size: 12px; }
 .grid { stroke: var(--line); }
 .asked { stroke: var(--ink); stroke-dasharray: 6 4; }
 .curve { stroke: var(--front); fill: none; stroke-width: 1.5; }
 .on { fill: var(--front); stroke: var(--front); }
 .off { fill: none; stroke: var(--faint); stroke-width: 1.5; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
-caption { text-align: start; font-weight: 600; padding: .5rem 0; }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: end; white-space: nowrap; }
-th[scope=row], th:first-child { text-align: start; }
+th[scope=row] { text-align: start; }
 tr.chosen th { font-weight: 700; }
 .faint { color: var(--faint); }
 """
@@ -89,27 +81,13 @@ def write_report(front: Front, folder: Path) -> Path:
 def report_html(front: Front) -> str:
     """The page."""
     entries = [entry for entry in front.entries if all(map(math.isfinite, entry.point.gains))]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>Search: {escape(front.model)}, {escape(front.target)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{escape(front.model)}: {escape(front.target)}</h1>
+    body = f"""<h1>{escape(front.model)}: {escape(front.target)}</h1>
 <p>{escape(_verdict(front))}</p>
 <p class="faint">{escape(_circumstances(front))}</p>
 {_plots(front, entries)}
 {_table(front)}
-{_failures(front)}
-</main>
-</body>
-</html>
-"""
+{_failures(front)}"""
+    return html_page(f"Search: {front.model}, {front.target}", body, style=_STYLE)
 
 
 def _verdict(front: Front) -> str:

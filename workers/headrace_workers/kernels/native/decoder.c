@@ -11,6 +11,7 @@
 
 #if defined(__x86_64__)
 #include "decoder_attention.h"
+#include "meeting.h"
 #include "vector.h"
 
 #include <omp.h>
@@ -32,7 +33,9 @@ typedef struct {
     const hr_decoder_step *step;
     int64_t rows, qkv_stride;
     int *missing;             /* whether some thread got no memory */
+    hr_meeting *meeting;
     float *x, *normed, *qkv, *delta, *wide, *gated, *last;
+    int32_t *bests;           /* [wanted_rows, threads] */
     enum hr_isa isa;
 } pass;
 
@@ -48,26 +51,32 @@ typedef struct {
 /* Floats from row to row of a matrix between layers: an odd number of cache lines, so that rows do not share sets. */
 static int64_t stride_of(int64_t columns) { return (hr_round_up(columns, 16) / 16 | 1) * 16; }
 
-/* Everybody waits for everybody, unless each has rows of its own. */
+/* Everybody waits for everybody. */
+static void meet_all(const worker *w) { hr_meet(w->all->meeting, (int)w->n); }
+
+/* The same, unless each has rows of its own. */
 static void meet(const worker *w) {
-    if (!w->by_rows) {
-#pragma omp barrier
-    }
+    if (!w->by_rows) meet_all(w);
 }
 
-/* The outputs of a product that are this thread's. */
-static void share_of(const worker *w, int64_t outputs, int64_t *first, int64_t *last) {
-    const int64_t panels = (outputs + 63) / 64, t = w->by_rows ? 0 : w->t, n = w->by_rows ? 1 : w->n;
-    *first = panels * t / n * 64;
-    *last = hr_min(panels * (t + 1) / n * 64, outputs);
+static int64_t outputs_of(const hr_layer *layer) { return layer->few_bit ? layer->affine.outputs : layer->int8.outputs; }
+
+static enum hr_isa isa_for(const worker *w, int64_t rows) { return rows <= TOO_FEW_FOR_TILES ? HR_VNNI : w->all->isa; }
+
+/* The outputs of a product of `rows` rows that are this thread's: as even a share as its kernel can be given. */
+static void share_of(const worker *w, const hr_layer *layer, int64_t rows, int64_t *first, int64_t *last) {
+    const int64_t unit = !layer->few_bit && isa_for(w, rows) == HR_AMX ? 32 : 64, outputs = outputs_of(layer);
+    const int64_t units = (outputs + unit - 1) / unit, t = w->by_rows ? 0 : w->t, n = w->by_rows ? 1 : w->n;
+    *first = units * t / n * unit;
+    *last = hr_min(units * (t + 1) / n * unit, outputs);
 }
 
 /* This thread's share of y = layer(x). */
 static void multiply(worker *w, const hr_layer *layer, const float *x, int64_t x_stride, int64_t rows, float *y,
                      int64_t y_stride) {
-    const enum hr_isa isa = rows <= TOO_FEW_FOR_TILES ? HR_VNNI : w->all->isa;
+    const enum hr_isa isa = isa_for(w, rows);
     int64_t first, last;
-    share_of(w, layer->few_bit ? layer->affine.outputs : layer->int8.outputs, &first, &last);
+    share_of(w, layer, rows, &first, &last);
     if (first >= last) return;
     w->failed |= layer->few_bit
                      ? hr_affine_columns(&layer->affine, x, x_stride, rows, y, y_stride, first, last)
@@ -109,10 +118,10 @@ static void add_and_norm(worker *w, int64_t first, int64_t last, const float *we
 }
 
 /* gated = silu(gate) * up, for pairs of 16 columns that are this thread's. */
-HR_AVX512 static void gate(const worker *w, int64_t middle, int64_t rows) {
-    const int64_t wide = stride_of(2 * middle), narrow = stride_of(middle);
+HR_AVX512 static void gate(const worker *w, const hr_decoder_layer *layer, int64_t rows) {
+    const int64_t wide = stride_of(2 * layer->middle), narrow = stride_of(layer->middle);
     int64_t first, last;
-    share_of(w, 2 * middle, &first, &last);
+    share_of(w, &layer->up, rows, &first, &last);
     for (int64_t row = 0; row < rows; row++) {
         const float *in = w->wide + row * wide;
         float *out = w->gated + row * narrow;
@@ -207,12 +216,13 @@ static void store_own_rows(const worker *w, const hr_decoder_layer *layer) {
 static void attend_sequences(worker *w, const hr_decoder_layer *layer) {
     const pass *p = w->all;
     const int64_t heads = layer->kv_heads;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
     for (int64_t unit = 0; unit < p->step->sequences * heads; unit++) {
         const int64_t s = unit / heads, first = p->step->starts[s], last = p->step->starts[s + 1];
         for (int64_t row = first; row < last; row++) store_row(p, layer, s, row, unit % heads);
         w->failed |= attend(p, layer, s, first, last, unit % heads);
     }
+    meet_all(w);
 }
 
 /* Many rows: all are stored before any attends. A unit is a few rows of a sequence, and a head of keys. */
@@ -220,7 +230,7 @@ static void attend_blocks(worker *w, const hr_decoder_layer *layer) {
     const pass *p = w->all;
     const int64_t heads = layer->kv_heads;
     store_own_rows(w, layer);
-#pragma omp barrier
+    meet_all(w);
     for (int64_t s = 0; s < p->step->sequences; s++) {
         const int64_t first = p->step->starts[s], last = p->step->starts[s + 1];
         const int64_t blocks = (last - first + ATTENTION_ROWS - 1) / ATTENTION_ROWS;
@@ -230,7 +240,7 @@ static void attend_blocks(worker *w, const hr_decoder_layer *layer) {
             w->failed |= attend(p, layer, s, row > first ? row : first, row + ATTENTION_ROWS, unit % heads);
         }
     }
-#pragma omp barrier
+    meet_all(w);
 }
 
 /* Rows from mixed values to the next layer's normed input. */
@@ -243,7 +253,7 @@ static void after_attention(worker *w, const hr_decoder_layer *layer, int64_t fi
     meet(w);
     add_and_norm(w, mine, mine_last, layer->feed_forward_norm);
     multiply(w, &layer->up, w->normed + first * m->width, m->width, rows, w->wide, stride_of(2 * layer->middle));
-    gate(w, layer->middle, rows);
+    gate(w, layer, rows);
     meet(w);
     multiply(w, &layer->down, w->gated, stride_of(layer->middle), rows, w->delta, m->width);
     meet(w);
@@ -263,15 +273,57 @@ static void run_layer(worker *w, const hr_decoder_layer *layer, const float *nex
         after_attention(w, layer, row, hr_min(together, last - row), next_norm);
 }
 
+/* Where the first of the largest values [first, last) is, or the first that is no number; -1 if there are none. */
+HR_AVX512 static int32_t best_of(const float *values, int64_t first, int64_t last) {
+    const __m512 least = hr_set(-__builtin_inff());
+    __m512 most = least;
+    __mmask16 odd = 0;
+    for (int64_t j = first; j < last; j += 16) {
+        const __m512 v = _mm512_mask_loadu_ps(least, hr_first(last - j), values + j);
+        odd |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        most = _mm512_max_ps(most, v);
+    }
+    const __m512 top = hr_set(_mm512_reduce_max_ps(most));
+    for (int64_t j = first; j < last; j += 16) {
+        const __m512 v = _mm512_mask_loadu_ps(least, hr_first(last - j), values + j);
+        const __mmask16 found = odd ? _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) : _mm512_cmp_ps_mask(v, top, _CMP_EQ_OQ);
+        if (found & hr_first(last - j)) return (int32_t)(j + __builtin_ctz(found));
+    }
+    return -1;
+}
+
+/* Whether a is to be taken for larger than b, which comes before it. */
+static int beats(float a, float b) { return b == b && (a != a || a > b); }
+
+/* The best token of each wanted row: every thread looks through the logits that it has just written. */
+static void find_best(worker *w) {
+    const pass *p = w->all;
+    const hr_decoder_step *step = p->step;
+    int64_t first, last;
+    share_of(w, &p->model->head, step->wanted_rows, &first, &last);
+    for (int64_t i = 0; i < step->wanted_rows; i++)
+        p->bests[i * w->n + w->t] = best_of(step->logits + i * step->logits_stride, first, last);
+    meet_all(w);
+    for (int64_t i = w->t ? step->wanted_rows : 0; i < step->wanted_rows; i++) {
+        const float *row = step->logits + i * step->logits_stride;
+        int32_t best = -1;
+        for (int64_t t = 0; t < w->n; t++) {
+            const int32_t at = p->bests[i * w->n + t];
+            if (at >= 0 && (best < 0 || beats(row[at], row[best]))) best = at;
+        }
+        step->best[i] = best;
+    }
+}
+
 /* Logits of the wanted rows: their outputs are shared, however many rows there are. */
 static void run_head(worker *w) {
     const pass *p = w->all;
     const hr_decoder *m = p->model;
     const int64_t wanted = p->step->wanted_rows, first = wanted * w->t / w->n, last = wanted * (w->t + 1) / w->n;
-#pragma omp barrier
+    meet_all(w);
     for (int64_t i = first; i < last; i++)
         __builtin_memcpy(p->last + i * m->width, w->normed + p->step->wanted[i] * m->width, (size_t)m->width * 4);
-#pragma omp barrier
+    meet_all(w);
     w->by_rows = 0;
     multiply(w, &m->head, p->last, m->width, wanted, p->step->logits, p->step->logits_stride);
 }
@@ -315,12 +367,13 @@ static int run_worker(const pass *p) {
     /* all leave together: who stays behind would wait at a barrier for ever */
 #pragma omp atomic
     *p->missing |= missing;
-#pragma omp barrier
+    meet_all(&w);
     if (*p->missing) return -1;
     embed(&w, m->layers[0].attention_norm);
     for (int64_t i = 0; i < m->depth; i++)
         run_layer(&w, m->layers + i, i + 1 < m->depth ? m->layers[i + 1].attention_norm : m->final_norm);
     run_head(&w);
+    find_best(&w);
     return w.failed;
 }
 
@@ -329,17 +382,20 @@ static int run_worker(const pass *p) {
 HR_EXPORT int hr_decoder_run(const hr_decoder *m, const hr_decoder_step *step, int isa, int threads) {
     const int64_t rows = step->starts[step->sequences], block = hr_min(rows, OWN_ROWS * threads);
     const int64_t stride = stride_of(m->most_qkv), copies = room(rows, m->width);
-    const int64_t floats = 2 * copies + room(rows, stride) + room(step->wanted_rows, m->width) + block_room(m, block);
+    const int64_t wanted = room(step->wanted_rows, m->width), bests = room(step->wanted_rows, threads);
+    const int64_t floats = 2 * copies + room(rows, stride) + wanted + bests + block_room(m, block);
     float *memory = hr_scratch(HR_SLOT_STEP, (size_t)floats * sizeof *memory);
     if (!memory) return -1;
     int failed = 0, missing = 0;
+    hr_meeting meeting = {0};
     pass p = {.model = m, .step = step, .rows = rows, .qkv_stride = stride, .missing = &missing,
-              .isa = (enum hr_isa)isa};
+              .meeting = &meeting, .isa = (enum hr_isa)isa};
     p.x = memory;
     p.normed = p.x + copies;
     p.qkv = p.normed + copies;
     p.last = p.qkv + room(rows, stride);
-    use_block(m, block, p.last + room(step->wanted_rows, m->width), &p.delta, &p.wide, &p.gated);
+    p.bests = (int32_t *)(p.last + wanted);
+    use_block(m, block, p.last + wanted + bests, &p.delta, &p.wide, &p.gated);
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     failed |= run_worker(&p);
     return failed ? -1 : 0;

@@ -114,6 +114,7 @@ typedef struct {
     int64_t wanted_rows;
     float *logits;            /* [wanted_rows, vocabulary], rows `logits_stride` floats apart */
     int64_t logits_stride;
+    int32_t *best;            /* [wanted_rows]: which logit is the first of the largest, or the first that is NaN */
 } hr_decoder_step;
 
 /* The calling thread's scratch memory number `slot`, at least `bytes` large, 64-byte aligned. It keeps its size until

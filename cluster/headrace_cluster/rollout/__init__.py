@@ -1,0 +1,1 @@
+"""Changing a running service: what differs, in which order it is done, and what becomes of the jobs."""
