@@ -24,11 +24,16 @@ def client_of(server: EmbeddedServer) -> redis.Redis:
 
 
 def alive(pid: int) -> bool:
+    """Whether a thread of it runs: the first may have ended while another still holds the sockets of all."""
+    tasks = Path(f"/proc/{pid}/task")
+    return tasks.exists() and any(runs(thread) for thread in tasks.iterdir())
+
+
+def runs(thread: Path) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 # -- life ---------------------------------------------------------------------------------------------------------
