@@ -15,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
 from headrace.redis_errors import is_lasting
-from headrace.tasks import cancellation_kept
+from headrace.tasks import cancellation_kept, to_its_end
 
 __all__ = ["RedisClient", "Request", "execute", "go_on", "packed"]
 
@@ -53,6 +53,10 @@ class RedisClient(redis.asyncio.Redis):
         self._turns = asyncio.Semaphore(_COMMANDS_AT_ONCE)
         for command in _FLAT:
             self.set_response_callback(command, cast(Any, _unchanged))
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Close all connections, though the task that does so is cancelled meanwhile: redis-py would leave some open."""
+        await to_its_end(super().aclose(close_connection_pool))
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command, when it is its turn."""

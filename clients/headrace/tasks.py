@@ -8,11 +8,11 @@ sends one command after the other loses every second of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
-__all__ = ["cancellation_kept", "end_task", "settle"]
+__all__ = ["cancellation_kept", "end_task", "settle", "to_its_end"]
 
 T = TypeVar("T")
 
@@ -45,6 +45,25 @@ async def end_task(task: asyncio.Task[Any]) -> None:
         patience_s = min(_LONGEST_PATIENCE_S, patience_s * 2)
     if not task.cancelled():
         task.exception()  # looked at, so that asyncio does not report it as forgotten
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Do it whole, however often this task is cancelled meanwhile: `end_task` may do so while it cleans up.
+
+    Raises:
+        CancelledError: this task was cancelled; the work is done all the same.
+    """
+    task, cancelled = asyncio.create_task(work), False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        with suppress(Exception):
+            task.result()
+        raise asyncio.CancelledError
+    return task.result()
 
 
 def settle(future: asyncio.Future[T], answer: T | BaseException) -> None:

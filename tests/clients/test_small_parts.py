@@ -21,7 +21,7 @@ from headrace.ids import is_name, new_inbox, new_job_id, new_token
 from headrace.inbox import Demultiplexer
 from headrace.messages import InboxEntry
 from headrace.server_clock import ServerClock
-from headrace.tasks import cancellation_kept, end_task
+from headrace.tasks import cancellation_kept, end_task, to_its_end
 from support.waiting import eventually
 
 # -- who waits for which answer ---------------------------------------------------------------------------------------
@@ -248,6 +248,44 @@ async def test_a_cancellation_that_was_lost_is_raised_after_all(then: Exception 
 
     assert tasks[0].cancelled()
     assert tasks[1].result() == "goes on"
+
+
+async def test_what_is_to_be_done_whole_outlasts_its_cancellations() -> None:
+    """Its error counts for less than that its task was cancelled; undisturbed, its answer and its error are given."""
+    done = []
+
+    async def work(step: int) -> int:
+        await asyncio.sleep(0.01)
+        done.append(step)
+        return 1 // step
+
+    task = asyncio.create_task(to_its_end(work(0)))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.wait({task})
+
+    assert task.cancelled()
+    assert await to_its_end(work(1)) == 1
+    with pytest.raises(ZeroDivisionError):
+        await to_its_end(work(0))
+    assert done == [0, 1, 0]
+
+
+async def test_a_client_that_is_closed_by_a_cancelled_task_leaves_nothing_open(redis_url: str) -> None:
+    """At whatever step of its closing that was: `end_task` asks again and again."""
+    for steps in range(1, 9):
+        client = commands(redis_url)
+        await asyncio.gather(*(execute(client, "PING") for _ in range(3)))
+        connections = [*client.connection_pool._available_connections]
+        closing = asyncio.create_task(client.aclose())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait({closing})
+
+        assert len(connections) == 3
+        assert not any(connection.is_connected for connection in connections), steps
 
 
 async def test_clients_lose_no_cancellation(redis_url: str) -> None:

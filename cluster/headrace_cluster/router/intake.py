@@ -14,7 +14,7 @@ from headrace_cluster.router.ender import Ender
 from headrace_cluster.router.generation import GenerationFence
 from headrace_cluster.router.held_jobs import HeldJobs
 from headrace_cluster.scheduling.batch_former import WaitingJob
-from headrace_cluster.scheduling.credit import CreditPolicy, plan_reading
+from headrace_cluster.scheduling.credit import CreditPolicy, entries_to_read
 from headrace_cluster.scheduling.routing import RouterCounts
 from headrace_cluster.scheduling.scheduler import Scheduler
 from headrace_cluster.scheduling.token_estimate import TokenEstimate
@@ -23,8 +23,6 @@ __all__ = ["Intake"]
 
 log = logging.getLogger("headrace.router")
 
-_NO_CREDIT: Final = 1 << 62
-"""Jobs that wait of a priority that is not asked for."""
 _SUSPECT_FROM: Final = 3
 """From how many deliveries on a job is suspected of killing routers, and runs alone."""
 
@@ -83,20 +81,19 @@ class Intake:
         """
         if not self._fence.leads:
             return 0
-        slots, former = self._scheduler.slots, self._scheduler.former
-        waiting = [former.waiting_of(each) if each == priority else _NO_CREDIT for each in range(len(self._full))]
-        reading = plan_reading(
+        slots = self._scheduler.slots
+        count = entries_to_read(
             self._credit,
             free_slots=slots.free(self._clock.now_s()) if self._scheduler.breaker.closed else 0,
             replicas=slots.ahead,
-            waiting=(waiting[0], waiting[1], waiting[2]),
+            waiting=self._scheduler.former.waiting_of(priority),
             active=active,
             held_bytes=self._held.bytes,
-            mean_bytes=self._held.mean_bytes * len(self._full),  # the others may read as much at the same time
+            mean_bytes=self._held.mean_bytes,
         )
-        self._full[priority] = reading is None
+        self._full[priority] = count == 0
         self._scheduler.choice.more_waits = slots.replicas > 0 and any(self._full)
-        return 0 if reading is None else reading.count
+        return count
 
     def take(self, entries: Sequence[LaneEntry]) -> None:
         """Hold what was read, unless it is held already."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from headrace.keys import LANES, priority_of
+from headrace.keys import LANES
 from headrace_cluster.scheduling.routing import RoutingPolicy
 
-__all__ = ["CreditPolicy", "Reading", "credit_of", "plan_reading"]
+__all__ = ["CreditPolicy", "credit_of", "entries_to_read"]
 
 _LEAST_AHEAD: Final = 8
 """How many jobs are read ahead at least: among fewer there would be little to choose from."""
@@ -40,54 +40,32 @@ def credit_of(policy: RoutingPolicy) -> CreditPolicy:
     return CreditPolicy(batch_jobs=ahead, slot_jobs=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What to read next: at most `count` entries of each lane of these priorities."""
-
-    priorities: tuple[int, ...]
-    count: int
-
-    @property
-    def lanes(self) -> tuple[int, ...]:
-        """All lanes of the priorities."""
-        return tuple(lane for lane in range(LANES) if priority_of(lane) in self.priorities)
-
-    @property
-    def all_lanes(self) -> bool:
-        """Whether no lane is left out, so that the read may block until something comes."""
-        return len(self.priorities) == 3
-
-
-def plan_reading(
+def entries_to_read(
     policy: CreditPolicy,
     *,
     free_slots: int,
     replicas: int,
-    waiting: tuple[int, int, int],
+    waiting: int,
     active: int = 1,
     held_bytes: int,
     mean_bytes: float,
-) -> Reading | None:
-    """What to read, or None if nothing may be read now.
+) -> int:
+    """How many entries of each of a priority's lanes may be read now; 0 if none.
 
     Args:
         policy: the bounds.
         free_slots: batches, or jobs where each has a slot, that could be dispatched at once.
         replicas: how many replicas there are; with none, everything stays in Redis.
-        waiting: jobs that the router holds undispatched, by priority.
-        active: the most lanes of one priority that had entries at the last read.
-        held_bytes: their payload bytes, and those of batches that are out.
-        mean_bytes: what a payload has been on average.
+        waiting: jobs of this priority that the router holds undispatched.
+        active: how many of its lanes had entries at the last read.
+        held_bytes: the payload bytes of all jobs the router holds, those of batches that are out among them.
+        mean_bytes: what a payload has been on average. Every lane of every priority may bring as much.
     """
     if replicas == 0 or held_bytes >= policy.max_held_bytes:
-        return None
+        return 0
     slot_jobs = policy.batch_jobs if policy.slot_jobs is None else policy.slot_jobs
-    room = free_slots * slot_jobs + replicas * policy.batch_jobs
-    threshold = max(1, policy.batch_jobs // 2)
-    credits = {priority: room - held for priority, held in enumerate(waiting) if room - held >= threshold}
-    if not credits:
-        return None
-    lanes = LANES // 3 * len(credits)
-    affordable = int((policy.max_held_bytes - held_bytes) / max(1.0, mean_bytes * lanes))
-    count = max(1, min(min(credits.values()) // max(1, active), policy.max_read, affordable))
-    return Reading(tuple(credits), count)
+    room = free_slots * slot_jobs + replicas * policy.batch_jobs - waiting
+    if room < max(1, policy.batch_jobs // 2):
+        return 0
+    affordable = int((policy.max_held_bytes - held_bytes) / max(1.0, mean_bytes * LANES))
+    return max(1, min(room // max(1, active), policy.max_read, affordable))

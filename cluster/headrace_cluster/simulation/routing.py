@@ -1,6 +1,6 @@
 """Who sends which jobs where, in the simulator: headrace's own classes.
 
-`HeadraceRouting` is to `Scheduler` and `plan_reading` what `ModelRouter` and `Dispatcher` are to them in production,
+`HeadraceRouting` is to `Scheduler` and `entries_to_read` what `ModelRouter` and `Dispatcher` are to them in production,
 without Redis and Ray. Nothing is decided here that is decided there.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from headrace_cluster.router.flight import Race
 from headrace_cluster.scheduling.batch_former import WaitingJob
-from headrace_cluster.scheduling.credit import CreditPolicy, plan_reading
+from headrace_cluster.scheduling.credit import CreditPolicy, entries_to_read
 from headrace_cluster.scheduling.routing import RoutingPolicy
 from headrace_cluster.scheduling.scheduler import Scheduler
 from headrace_cluster.simulation.jobs import Jobs
@@ -99,10 +99,12 @@ class HeadraceRouting:
         self._part_of: dict[int, int] = {}
         self._live_of_tenant = [0] * len(jobs.tenants)
         self._in_lanes = 0
-        self._active = 1
+        self._active = [1, 1, 1]
+        """Of each priority, how many lanes had jobs at the last read."""
         self._held_bytes = 0
         self._mean_bytes = 1024.0
-        self._out_of_credit = False
+        self._full = [False, False, False]
+        """Of which priorities there is no credit for more, until a replica or a job moves."""
         self._out: dict[int, _Ticket] = {}
 
     @property
@@ -124,39 +126,31 @@ class HeadraceRouting:
         self._lanes[priority][part].append(job)
         self._in_lanes += 1
         self._waiting += 1
-        return not self._out_of_credit
+        return not self._full[priority]
 
     def _read_all(self, now_s: float) -> None:
         """As much as there is credit for."""
-        while self._read(now_s):
-            pass
+        for priority in range(3):
+            while self._in_lanes and not self._full[priority] and self._read(priority, now_s):
+                pass
 
-    def _read(self, now_s: float) -> bool:
-        """One read of the lanes. False if it brought nothing."""
-        if not self._in_lanes or self._out_of_credit:
-            return False
-        slots, former = self.scheduler.slots, self.scheduler.former
-        reading = plan_reading(
+    def _read(self, priority: int, now_s: float) -> bool:
+        """One read of a priority's lanes. False if it brought nothing."""
+        slots = self.scheduler.slots
+        count = entries_to_read(
             self._credit,
             free_slots=slots.free(now_s) if self.scheduler.breaker.closed else 0,
             replicas=slots.ahead,
-            waiting=(former.waiting_of(0), former.waiting_of(1), former.waiting_of(2)),
-            active=self._active,
+            waiting=self.scheduler.former.waiting_of(priority),
+            active=self._active[priority],
             held_bytes=self._held_bytes,
             mean_bytes=self._mean_bytes,
         )
-        self._out_of_credit = reading is None
-        self.scheduler.choice.more_waits = slots.replicas > 0 and (reading is None or not reading.all_lanes)
-        if reading is None:
-            return False
-        lanes = [[lane for lane in self._lanes[priority] if lane] for priority in reading.priorities]
-        self._active = max(1, *map(len, lanes))
-        taken = [
-            lane.popleft()
-            for of_priority in lanes
-            for lane in of_priority
-            for _ in range(min(reading.count, len(lane)))
-        ]
+        self._full[priority] = count == 0
+        self.scheduler.choice.more_waits = slots.replicas > 0 and any(self._full)
+        lanes = [lane for lane in self._lanes[priority] if lane]
+        self._active[priority] = max(1, len(lanes))
+        taken = [lane.popleft() for lane in lanes for _ in range(min(count, len(lane)))]
         self._take(taken, now_s)
         return bool(taken)
 
@@ -191,7 +185,7 @@ class HeadraceRouting:
             self._held_bytes -= job.bytes
             self._leave_lane(job.key)
             gone.append(job.key)
-        self._out_of_credit = False
+        self._full = [False, False, False]
         return gone
 
     def _leave_lane(self, job: int) -> None:
@@ -206,7 +200,7 @@ class HeadraceRouting:
     def replicas_changed(self, replicas: Iterable[Replica]) -> None:
         """As Serve tells routers."""
         self.scheduler.slots.update(replica.name for replica in replicas)
-        self._out_of_credit = False
+        self._full = [False, False, False]
 
     def expired(self, now_s: float) -> Sequence[int]:
         """Those in the router's hands, and in what it reads in their place."""
@@ -234,7 +228,7 @@ class HeadraceRouting:
         if chosen is None:
             return None
         jobs, slot = chosen
-        self._out_of_credit = False
+        self._full = [False, False, False]
         self._waiting -= len(jobs)
         return self._sent(jobs, slot, Race(jobs))
 
@@ -270,7 +264,7 @@ class HeadraceRouting:
     def lost(self, ticket: Any, jobs: Sequence[int], now_s: float) -> Sequence[int]:
         """Have it found out which job it was, as if one were to blame: nobody tells a router that a node went."""
         self._over(ticket)
-        self._out_of_credit = False
+        self._full = [False, False, False]
         left = ticket.race.left
         if ticket.race.out or not left:
             self.scheduler.given_up(ticket.slot, now_s, died=True)
