@@ -229,7 +229,12 @@ class AsyncClient:
             await entries_of_reads.aclose()
 
     async def trim(self, inbox: str, *, model: str, through: str) -> int:
-        """Delete the entries of an inbox up to the cursor `through`, that one included. Returns how many."""
+        """Delete the entries of an inbox up to the cursor `through`, that one included. Returns how many.
+
+        Raises:
+            ShardedModelError: the model has several shards, each with inboxes of its own: name one of them.
+        """
+        await self._shards.require_one(model)
         milliseconds, _, sequence = entry_id_of(through).partition("-")
         async with translated("trimming an inbox"):
             return int(

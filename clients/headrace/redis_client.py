@@ -55,7 +55,7 @@ class RedisClient(redis.asyncio.Redis):
             self.set_response_callback(command, cast(Any, _unchanged))
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Close all connections, though the task that does so is cancelled meanwhile: redis-py would leave some open."""
+        """Close all connections, whatever cancels the task that does so: redis-py would leave some open."""
         await to_its_end(super().aclose(close_connection_pool))
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:

@@ -70,6 +70,7 @@ def test_which_recipes_there_are(compress: Command) -> None:
     assert ran.status == Exit.DONE
     assert "small: prune_structured → recover → quantize" in ran.out
     assert [recipe["name"] for recipe in compress("--list-recipes", "--json").last["recipes"]] == [
+        "draft",
         "gpu",
         "int8",
         "small",

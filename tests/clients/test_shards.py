@@ -76,9 +76,13 @@ async def test_an_inbox_is_one_shard_s(client: AsyncClient) -> None:
     await client.submit_many(jobs(30, inbox="box"))
     with pytest.raises(ShardedModelError, match="name it, from hot#0 to hot#2"):
         await anext(client.results("box", model=MODEL))
+    with pytest.raises(ShardedModelError, match="name it, from hot#0 to hot#2"):
+        await client.trim("box", model=MODEL, through="1")
     found: list[str] = []
     for name in await client.shards(MODEL):
-        found += [result.id async for result in client.results("box", model=name, idle_s=0.5)]
+        part = [result async for result in client.results("box", model=name, idle_s=0.5)]
+        assert await client.trim("box", model=name, through=part[-1].cursor) == len(part)
+        found += [result.id for result in part]
     assert sorted(found) == sorted(job.id for job in jobs(30))
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from headrace_cluster.bench import peers
 from headrace_cluster.bench.generate_contestant import Contestant
+from headrace_cluster.bench.generate_draft import measure_draft
+from headrace_cluster.bench.generate_plan import GeneratePlan, GenerateReport, Subject
 from headrace_cluster.bench.generate_workload import mixed_workload, prefixed_workload, windows
 from headrace_cluster.bench.models import packaged_encoder
 from headrace_workers.models.source import find_source
 from headrace_workers.models.tokenizer import TextTokenizer, load_tokenizer
+from support.tiny_decoder import tiny_decoder
 
 PROGRAM = """
 import os, sys, time
@@ -89,6 +93,22 @@ def test_windows_of_held_out_text(tokenizer: TextTokenizer) -> None:
     found = windows(tokenizer, tokens=1000, window=100)
     assert [len(window) for window in found] == [100] * 10
     assert len({tuple(window) for window in found}) == 10
+
+
+def test_what_a_draft_gains(tmp_path: Path) -> None:
+    """One that is the model itself is always right, costs as much as it saves, and changes no answer."""
+    path = tiny_decoder(tmp_path)
+    source = find_source(path)
+    subject = Subject(str(path), source, load_tokenizer(source, 1 << 20))
+    report, plan = GenerateReport(), GeneratePlan.quick(None, draft=str(path))
+
+    measure_draft(subject, replace(plan, single_tokens=32), report, lambda _words: None)
+
+    assert report.draft_speedup is not None
+    assert report.draft_speedup > 0
+    assert report.draft_guessed
+    assert report.draft_right == pytest.approx(1, abs=0.2)  # what is guessed beyond an answer's end counts as wrong
+    assert report.draft_changed == 0
 
 
 def test_a_contestant_answers(command: list[str | Path]) -> None:

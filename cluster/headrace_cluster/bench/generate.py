@@ -1,7 +1,8 @@
 """`headrace bench generate`: new tokens a second of a language model, beside llama.cpp and transformers.
 
 In process, against the peers; through the whole system, against the engine in process; streamed, against answers in one
-piece; and with a prefix that all prompts share, against computing it again. Everybody generates greedily, from the same
+piece; with a prefix that all prompts share, against computing it again; and one at a time with a draft's guesses, if
+there is a draft. Everybody generates greedily, from the same
 tokens, exactly as many as every prompt is to have.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from headrace_cluster.bench.generate_draft import measure_draft
 from headrace_cluster.bench.generate_peers import measure_peers
 from headrace_cluster.bench.generate_plan import GeneratePlan, GenerateReport, Say, Subject
 from headrace_cluster.bench.generate_prefix import measure_prefix
@@ -22,7 +24,7 @@ from headrace_workers.models.tokenizer import load_tokenizer
 
 __all__ = ["PARTS", "GeneratePlan", "GenerateReport", "run_generate"]
 
-PARTS: Final = ("peers", "prefix", "system")
+PARTS: Final = ("peers", "prefix", "draft", "system")
 """What is measured, each of which can be asked for alone."""
 
 _LONGEST: Final = 1 << 20
@@ -49,6 +51,7 @@ def run_generate(plan: GeneratePlan, say: Say, *, model: str | None = None, only
         parts: dict[str, Callable[[], None]] = {
             "peers": lambda: measure_peers(subject, plan, Path(scratch), report, say),
             "prefix": lambda: measure_prefix(subject, plan, report, say),
+            "draft": lambda: measure_draft(subject, plan, report, say),
             "system": lambda: measure_system(subject, plan, report, say),
         }
         for name, measure in parts.items():

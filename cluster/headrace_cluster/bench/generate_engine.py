@@ -46,7 +46,14 @@ class Engines:
         self._models: dict[str, tuple[str, str]] = {}
 
     def load(
-        self, name: str, model: str, threads: int, slots: int, precision: str, prefix_cache: bool = True
+        self,
+        name: str,
+        model: str,
+        threads: int,
+        slots: int,
+        precision: str,
+        prefix_cache: bool = True,
+        draft: str = "",
     ) -> dict[str, Any]:
         """Load an engine; what it says of itself."""
         node.prepare_process(threads)
@@ -55,13 +62,14 @@ class Engines:
             precision=precision,  # type: ignore[arg-type]
             slots=slots,
             prefix_cache=prefix_cache,
+            draft=draft,
         )
         self._engines[name], self._models[name] = engine, (model, precision)
         _run(engine, ["The mill wheel turns"] * 4, [4] * 4)
         return {key: value for key, value in engine.info.details.items() if isinstance(value, (str, int, float))}
 
     def generate(self, name: str, prompts: Sequence[str], new_tokens: Sequence[int]) -> dict[str, Any]:
-        """Seconds, new tokens, what each answer says, and pages held at most."""
+        """Seconds, new tokens, what each answer says, and pages held at most, and what a draft guessed."""
         return _run(self._engines[name], prompts, new_tokens)
 
     def first_tokens(self, name: str, prompts: Sequence[str], new_tokens: int) -> dict[str, Any]:
@@ -103,6 +111,7 @@ def _drive(engine: DecoderEngine, items: Sequence[Prepared]) -> Iterator[list[Ev
 def _run(engine: DecoderEngine, prompts: Sequence[str], new_tokens: Sequence[int]) -> dict[str, Any]:
     items = list(_started(engine, prompts, new_tokens))
     pool, answers, held = engine.pool, {}, 0
+    guessed, right = engine.guesses
     started = time.perf_counter()
     for events in _drive(engine, items):
         held = max(held, pool.held)
@@ -114,6 +123,8 @@ def _run(engine: DecoderEngine, prompts: Sequence[str], new_tokens: Sequence[int
         "tokens": sum(output["usage"]["completion_tokens"] for output in outputs),
         "cached_tokens": sum(output["usage"]["cached_tokens"] for output in outputs),
         "texts": [output["choices"][0]["text"] for output in outputs],
+        "guessed": engine.guesses[0] - guessed,
+        "right": engine.guesses[1] - right,
         "pages_held": held,
         "kv_cache_peak_bytes": held * engine.info.details["kv_cache_bytes"] // pool.pages,
     }

@@ -37,12 +37,16 @@ class GeneratePlan:
     prefix_new_tokens: int = 16
     lone_jobs: int = 20
     lone_tokens: int = 8
+    draft: str = ""
+    """A smaller model of the same vocabulary, whose guesses are tried; empty: none."""
+    draft_jobs: int = 8
+    """A round, each alone."""
     precision: str = "int8"
     peers: Path | None = None
     """A folder with a virtual environment for each peer, as `make peers` makes it."""
 
     @classmethod
-    def quick(cls, peers: Path | None) -> GeneratePlan:
+    def quick(cls, peers: Path | None, *, draft: str = "") -> GeneratePlan:
         """A short look."""
         return cls(
             prompts=8,
@@ -55,6 +59,8 @@ class GeneratePlan:
             prefix_jobs=8,
             prefix_new_tokens=4,
             lone_jobs=3,
+            draft=draft,
+            draft_jobs=2,
             peers=peers,
         )
 
@@ -100,6 +106,16 @@ class GenerateReport:
     prefix_tokens_per_s: float | None = None
     prefix_cached_share: float | None = None
     """Of the prompts' tokens, those that were found computed."""
+    draft_speedup: float | None = None
+    """Of one sequence alone."""
+    draft_guessed: int | None = None
+    """Tokens that were guessed in all; few where guessing was found not to pay."""
+    draft_right: float | None = None
+    """Share of them that was kept."""
+    draft_used: float | None = None
+    """Guesses for each new token."""
+    draft_changed: int = 0
+    """Answers that were another with the draft: there must be none."""
     system_tokens_per_s: float | None = None
     system_ratio_to_engine: float | None = None
     streamed_tokens_per_s: float | None = None

@@ -83,7 +83,10 @@ def generate(
     model: Annotated[
         str | None, typer.Option("--model", help="A path or a hub id; else the package SmolLM2-135M-Instruct.")
     ] = None,
-    only: Annotated[str, typer.Option("--only", help="One part: peers, prefix or system.")] = "",
+    draft: Annotated[
+        str, typer.Option("--draft", help="A smaller model of the same vocabulary, whose guesses are tried.")
+    ] = "",
+    only: Annotated[str, typer.Option("--only", help="One part: peers, prefix, draft or system.")] = "",
     as_json: AsJson = False,
 ) -> int:
     """New tokens a second of a language model: beside llama.cpp and transformers, and through the whole system."""
@@ -91,7 +94,9 @@ def generate(
 
     if only not in ("", *PARTS):
         raise typer.BadParameter(f"{only!r} is none of {', '.join(PARTS)}", param_hint="--only")
-    plan = GeneratePlan.quick(peers) if quick else GeneratePlan(peers=peers)
+    if only == "draft" and not draft:
+        raise typer.BadParameter("there is none to measure: name one by --draft", param_hint="--only")
+    plan = GeneratePlan.quick(peers, draft=draft) if quick else GeneratePlan(peers=peers, draft=draft)
     with steps(as_json=as_json) as say:
         report = run_generate(plan, say, model=model, only=only)
     return _tell(report.to_json(), as_json=as_json)

@@ -49,6 +49,13 @@ def test_ready_recipes_are_read_by_name(name: str) -> None:
     assert recipe.gates.max_size_ratio is not None
 
 
+def test_a_draft_is_asked_only_to_be_small() -> None:
+    """Whether its guesses pay is measured where it guesses."""
+    asked = read_recipe("draft").gates.model_dump(exclude_none=True)
+
+    assert asked == {"max_size_ratio": 0.5}
+
+
 def test_a_recipe_survives_json() -> None:
     for name in ready_recipes():
         recipe = read_recipe(name)

@@ -259,7 +259,8 @@ def test_a_draft_changes_no_text(engine: DecoderEngine, folder: Path, tmp_path: 
     while guessing.busy:
         guessing.step()
     assert [generation.output()["choices"] for generation in generations] == [output["choices"] for output in expected]
-    share = guessing._draft.right / guessing._draft.guessed
+    guessed, right = guessing.guesses
+    share = right / guessed
     assert share > 0.8 if layers == 2 else share < 0.5
     assert idle(guessing)
     assert guessing._draft._pool.held == 0

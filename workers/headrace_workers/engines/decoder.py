@@ -141,6 +141,11 @@ class DecoderEngine:
         runner, _ = load_decoder(source, precision=precision, device=device)
         return Draft(runner, self.pool.pages, self._sampler, DraftPolicy())
 
+    @property
+    def guesses(self) -> tuple[int, int]:
+        """Tokens that the draft has guessed so far, and how many of them were kept."""
+        return (0, 0) if self._draft is None else (self._draft.guessed, self._draft.right)
+
     # -- preparing, on any thread -------------------------------------------------------------------------
 
     def prepare(self, requests: Sequence[tuple[Any, dict[str, Any]]]) -> list[Prepared | ItemError]:
