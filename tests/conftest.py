@@ -11,7 +11,7 @@ import redis
 from hypothesis import HealthCheck, settings
 
 from headrace.keys import GROUP, MODELS, keys_of
-from headrace.shards import model_of
+from headrace.models.shards import model_of
 from headrace_cluster.embedded import EmbeddedServer
 from support.service import PlainService
 

@@ -68,8 +68,8 @@ from headrace.messages import (
 )
 from headrace.scripts import Audit
 from headrace.settings import ClientSettings
-from headrace.stream import AsyncStream
-from headrace.sync_stream import Stream
+from headrace.streaming.stream import AsyncStream
+from headrace.streaming.sync_stream import Stream
 
 __all__ = [
     "ArtifactError",

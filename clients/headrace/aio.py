@@ -12,24 +12,24 @@ from types import TracebackType
 from typing import Self
 
 from headrace import scripts
-from headrace.connection import BLOCK_MS, execute, redacted, translated
 from headrace.control import cancel_jobs, job_status
 from headrace.errors import ResultTimeoutError
+from headrace.inboxes.own_inbox import OwnInbox
+from headrace.inboxes.reader import entries_after
+from headrace.jobs.submitter import Submitter
+from headrace.jobs.window import Window
 from headrace.keys import keys_of
 from headrace.messages.inbox import InboxEntry
 from headrace.messages.job import CancelOutcome, Job, Receipt
 from headrace.messages.result import JobStatus, Result
-from headrace.own_inbox import OwnInbox
-from headrace.reader import entries_after
-from headrace.registry import registered_models
+from headrace.models.registry import registered_models
+from headrace.models.shards import Shards
 from headrace.scripts import Audit
+from headrace.server.connection import BLOCK_MS, execute, redacted, translated
 from headrace.settings import ClientSettings
-from headrace.shards import Shards
-from headrace.stream import AsyncStream
-from headrace.stream_progress import entry_id_of
-from headrace.submitter import Submitter
-from headrace.tracing import received
-from headrace.window import Window
+from headrace.streaming.progress import entry_id_of
+from headrace.streaming.stream import AsyncStream
+from headrace.telemetry.tracing import received
 
 __all__ = ["AsyncClient"]
 
@@ -40,7 +40,7 @@ class AsyncClient:
     Use it as an asynchronous context manager, or call `aclose`.
 
     Args:
-        url: the Redis server; None asks the environment (`headrace.connection.resolve_url`).
+        url: the Redis server; None asks the environment (`headrace.server.connection.resolve_url`).
         settings: time-outs, when a job counts as handed over, certificates, and whether answers stay.
 
     Every call may raise `RedisUnavailableError`, `RedisFullError` or `RedisSetupError`. Repeating the call

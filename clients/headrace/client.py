@@ -18,14 +18,14 @@ from typing import Any, Final, Self, TypeVar
 
 from headrace import scripts
 from headrace.aio import AsyncClient
-from headrace.connection import redacted, resolve_url
+from headrace.inboxes.own_inbox import closed_error
+from headrace.jobs.window import Window
 from headrace.messages.job import CancelOutcome, Job, Receipt
 from headrace.messages.result import JobStatus, Result
-from headrace.own_inbox import closed_error
 from headrace.scripts import Audit
+from headrace.server.connection import redacted, resolve_url
 from headrace.settings import ClientSettings
-from headrace.sync_stream import Stream
-from headrace.window import Window
+from headrace.streaming.sync_stream import Stream
 
 __all__ = ["Client"]
 

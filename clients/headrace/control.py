@@ -8,13 +8,13 @@ from typing import Final
 import redis.asyncio
 
 from headrace import scripts
-from headrace.connection import execute, translated
 from headrace.errors import FailureCode, ResultGoneError
 from headrace.keys import GROUP, keys_of
 from headrace.messages.inbox import pack_failure
 from headrace.messages.job import CancelOutcome
 from headrace.messages.record import Record
 from headrace.messages.result import JobState, JobStatus
+from headrace.server.connection import execute, translated
 
 __all__ = ["CANCELLED_BODY", "cancel_jobs", "job_status"]
 

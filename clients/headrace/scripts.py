@@ -16,12 +16,12 @@ from typing import Any, Final, NamedTuple
 import redis.asyncio
 from redis.exceptions import NoScriptError
 
-from headrace.connection import execute, translated
 from headrace.ids import new_token
 from headrace.keys import keys_of
 from headrace.messages.audit import Audit
 from headrace.messages.envelope import WIRE_VERSION, Envelope
 from headrace.messages.job import CancelOutcome, SubmitOutcome
+from headrace.server.connection import execute, translated
 
 __all__ = [
     "LONE_FAILURE",

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import redis.asyncio
 from pydantic import BaseModel, ConfigDict, Field
 
-from headrace.connection import commands, resolve_url
-from headrace.server_url import with_tls
+from headrace.server.connection import commands, resolve_url
+from headrace.server.url import with_tls
 
 __all__ = ["ClientSettings"]
 

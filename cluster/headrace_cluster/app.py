@@ -31,8 +31,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.errors import ConfigError
-from headrace.server_check import wait_for_server
-from headrace.shards import model_of, shard_names
+from headrace.models.shards import model_of, shard_names
+from headrace.server.check import wait_for_server
 from headrace.tasks import end_task
 from headrace_cluster.autoscaling.deployments import PoolOptions, actor_options
 from headrace_cluster.config.errors import describe

@@ -24,8 +24,8 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from headrace.errors import ConfigError, HeadraceError, ModelLoadError
-from headrace.server_check import check_server
-from headrace.shards import shard_names
+from headrace.models.shards import shard_names
+from headrace.server.check import check_server
 from headrace_cluster.app import application
 from headrace_cluster.autoscaling.placeable import Node, why_unplaceable
 from headrace_cluster.config.settings import ServiceConfig

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import ray
 
-from headrace.connection import embedded_socket
+from headrace.server.connection import embedded_socket
 
 __all__ = ["address_left", "left_address", "local_ray", "require_ray", "sigterm_interrupts", "while_ray_lives"]
 

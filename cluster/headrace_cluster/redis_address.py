@@ -11,9 +11,9 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from headrace.connection import redacted
 from headrace.errors import ConfigError
-from headrace.server_url import with_tls
+from headrace.server.connection import redacted
+from headrace.server.url import with_tls
 
 __all__ = ["RedisAddress"]
 

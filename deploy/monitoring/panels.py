@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headrace.metric_names import EXPORT_PREFIX, METRICS
+from headrace.telemetry.metric_names import EXPORT_PREFIX, METRICS
 
 __all__ = ["ROWS", "Panel", "Query", "Row"]
 

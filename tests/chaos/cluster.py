@@ -23,7 +23,7 @@ from chaos.island import Island
 from chaos.nursery import Nursery
 from chaos.orders import Order, Traffic
 from chaos.socket_pool import socket_of
-from headrace.connection import commands
+from headrace.server.connection import commands
 from headrace_cluster.embedded import EmbeddedServer
 from support.proxy import Proxy
 from support.waiting import eventually

@@ -17,7 +17,7 @@ from chaos import sabotage
 from chaos.cluster import Cluster
 from chaos.plan import Fault, FaultKind
 from chaos.serve_cluster import ServeCluster
-from headrace.connection import execute
+from headrace.server.connection import execute
 
 __all__ = ["Tormentor"]
 

@@ -15,12 +15,12 @@ from chaos.cluster import Cluster
 from chaos.orders import MODEL
 from chaos.record import FinalState, Terminal
 from headrace import scripts
-from headrace.connection import execute, execute_together
 from headrace.errors import HeadraceError
 from headrace.keys import GROUP, LANES, MODELS, keys_of, priority_of
 from headrace.messages.envelope import Envelope
 from headrace.messages.inbox import InboxEntry
 from headrace.messages.result import Result
+from headrace.server.connection import execute, execute_together
 
 __all__ = ["final_state", "sample_audit", "sample_memory"]
 

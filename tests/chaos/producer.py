@@ -19,10 +19,10 @@ from chaos.orders import Order
 from chaos.workload import DEADLINE_S, FLAKY_FAILURES, Wish, job_id, pick, wish_of
 from headrace import AsyncClient, Job, Result
 from headrace.errors import FailureCode, RedisError, SubmitRefusedError
+from headrace.inboxes.reader import entries_after
 from headrace.messages import InboxEntry, unpack_chunk
 from headrace.messages.job import PRIORITIES, Receipt, SubmitOutcome
 from headrace.messages.retry import RetryPolicy
-from headrace.reader import entries_after
 from headrace.settings import ClientSettings
 from headrace.tasks import end_task
 

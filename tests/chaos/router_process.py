@@ -11,7 +11,7 @@ from chaos.history import History
 from chaos.orders import Order
 from chaos.socket_pool import SocketPool
 from headrace.messages import LaneEntry
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from headrace.scripts import Reaped
 from headrace_cluster.router import lane_reader, model_router, upkeep
 from headrace_cluster.router.lease import Lease

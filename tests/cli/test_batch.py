@@ -21,7 +21,7 @@ from headrace.errors import FailureCode
 from headrace.ids import is_name
 from headrace.keys import keys_of
 from headrace.messages import Tensor, unpack_payload
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from headrace_workers.engines.base import ItemError
 from support.by_hand import HandService
 from support.command_line import CountingEngine, Run, read_lines, write_lines

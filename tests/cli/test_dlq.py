@@ -11,7 +11,7 @@ from headrace import AsyncClient, Job, Status
 from headrace.cli.output import Exit
 from headrace.errors import FailureCode
 from headrace.keys import keys_of
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from support.by_hand import HandService
 from support.command_line import Run
 

@@ -18,8 +18,8 @@ from headrace.doctor.key_space import ModelState, judge_model
 from headrace.doctor.server_health import ServerHealth, judge_health
 from headrace.keys import GROUP, keys_of
 from headrace.messages.job import PRIORITIES
-from headrace.overview import LaneLoad, ModelOverview
-from headrace.routers import RouterSign
+from headrace.models.overview import LaneLoad, ModelOverview
+from headrace.models.routers import RouterSign
 from headrace_cluster.config.settings import load_config
 from headrace_cluster.doctor.configuration import examine_config
 from headrace_cluster.doctor.ray_cluster import DeploymentFacts, NodeFacts, RayFacts, examine_ray, judge_ray

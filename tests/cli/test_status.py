@@ -7,7 +7,7 @@ import redis
 
 from headrace.cli.output import Exit
 from headrace.keys import keys_of
-from headrace.overview import read_overviews
+from headrace.models.overview import read_overviews
 from support.by_hand import HandService
 from support.command_line import Run
 from support.service import PlainService

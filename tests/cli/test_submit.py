@@ -11,7 +11,7 @@ import redis
 from headrace.cli.output import Exit
 from headrace.errors import FailureCode
 from headrace.messages import Status, Tensor
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from headrace_workers.engines.base import ItemError
 from support.by_hand import HandService
 from support.command_line import CountingEngine, Run

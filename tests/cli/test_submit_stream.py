@@ -10,10 +10,10 @@ import pytest
 
 from headrace.cli import stream_shows, streaming
 from headrace.cli.output import Exit
-from headrace.connection import execute
 from headrace.errors import FailureCode
 from headrace.keys import keys_of
 from headrace.messages import Status
+from headrace.server.connection import execute
 from support.by_hand import HandService
 from support.by_hand_streams import HandStream
 from support.command_line import Run, end, start

@@ -19,16 +19,16 @@ from rich.console import Console
 from headrace import AsyncClient, Job, scripts
 from headrace.cli.output import Exit
 from headrace.cli.top_view import TopView, duration
-from headrace.connection import commands
-from headrace.dead_letters import DeadLetter
 from headrace.errors import FailureCode
 from headrace.keys import keys_of
 from headrace.messages import Status
 from headrace.messages.envelope import Envelope
 from headrace.messages.job import PRIORITIES
-from headrace.overview import LaneLoad, ModelOverview
-from headrace.routers import RouterSign, read_routers
-from headrace.snapshot import ModelSnapshot, Pace, PoolSnapshot, ServiceSnapshot, SnapshotReader, Speedometer
+from headrace.models.dead_letters import DeadLetter
+from headrace.models.overview import LaneLoad, ModelOverview
+from headrace.models.routers import RouterSign, read_routers
+from headrace.models.snapshot import ModelSnapshot, Pace, PoolSnapshot, ServiceSnapshot, SnapshotReader, Speedometer
+from headrace.server.connection import commands
 from headrace_cluster.cli.top import PoolsSeen
 from headrace_cluster.embedded import EmbeddedServer
 from support.by_hand import HandService

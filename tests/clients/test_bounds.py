@@ -12,10 +12,10 @@ from redis.exceptions import ResponseError
 
 from headrace import AsyncClient, Job
 from headrace.codec import MAX_PAYLOAD_BYTES, pack
-from headrace.connection import execute
 from headrace.ids import new_inbox
 from headrace.keys import keys_of
 from headrace.scripts import MAX_JOBS, SUBMIT
+from headrace.server.connection import execute
 from support.by_hand import HandService
 from support.service import PlainService
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from headrace import AsyncClient, CancelOutcome, Client, Job, JobCancelledError, JobState, Status
-from headrace.connection import execute
 from headrace.keys import keys_of
 from headrace.scripts import GiveBack, RetryOutcome, retry
+from headrace.server.connection import execute
 from support.by_hand import HandService
 
 MODEL = "by-hand"

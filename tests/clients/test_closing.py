@@ -10,7 +10,7 @@ import pytest
 
 from headrace import AsyncClient, Job
 from headrace.keys import keys_of
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from support.by_hand import HandService
 from support.leaks import holdings
 from support.waiting import eventually

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from headrace import AsyncClient, DecodeError, Job, Result
-from headrace.connection import execute
 from headrace.keys import keys_of
+from headrace.server.connection import execute
 from support.by_hand import HandService
 from support.waiting import eventually
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from headrace import AsyncClient, CancelOutcome, Job
-from headrace.connection import execute
-from headrace.due import Due, Watched, look_after, sweep_together
 from headrace.keys import GROUP, LANES, keys_of
 from headrace.messages import LaneEntry
 from headrace.scripts import DUE, MAX_JOBS, GiveBack, lead, reap, release, retry
+from headrace.server.connection import execute
+from headrace.serving.due import Due, Watched, look_after, sweep_together
 from support.by_hand import HandService
 from support.waiting import eventually
 

@@ -17,10 +17,10 @@ from headrace import (
     RedisUnavailableError,
     SubmitOutcome,
 )
-from headrace import fsync as fsync_module
-from headrace.fsync import waits_truly
 from headrace.keys import keys_of
-from headrace.server_facts import ServerFacts
+from headrace.server import fsync as fsync_module
+from headrace.server.facts import ServerFacts
+from headrace.server.fsync import waits_truly
 from headrace_cluster.embedded import EmbeddedServer
 from support.by_hand import HandService
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from headrace import AsyncClient, Job, JobState, QueueFullError, RetryPolicy, Status
-from headrace.connection import execute
 from headrace.errors import FailureCode
 from headrace.keys import GROUP, keys_of
 from headrace.messages import LaneEntry
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from headrace.scripts import GiveBack, RetryOutcome, blame, reap, release, retry, sweep
+from headrace.server.connection import execute
 from support.by_hand import HandService
 from support.waiting import eventually
 

@@ -11,7 +11,7 @@ import pytest
 
 from headrace import AsyncClient, InvalidJobError, Job, JobFailedError, UnknownModelError
 from headrace.messages import LaneEntry, unpack_payload
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from support.by_hand import HandService
 from support.waiting import eventually
 

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from headrace import AsyncClient, ClientSettings, Job, RedisUnavailableError, SubmitOutcome, scripts
-from headrace.connection import execute_together
-from headrace.reader import Backoff
+from headrace.server.backoff import Backoff
+from headrace.server.connection import execute_together
 from headrace_cluster.embedded import EmbeddedServer
 from support.by_hand import HandService
 from support.proxy import Proxy

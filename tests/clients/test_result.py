@@ -21,7 +21,7 @@ from headrace import (
     ResultTimeoutError,
     Status,
 )
-from headrace.inbox import Demultiplexer
+from headrace.inboxes.demultiplexer import Demultiplexer
 from headrace.keys import keys_of
 from headrace.messages import InboxEntry
 from support.by_hand import HandService

@@ -18,8 +18,8 @@ from headrace.errors import (
     RedisUnavailableError,
     RedisVersionError,
 )
-from headrace.server_check import Durability, Finding, check_server, judge
-from headrace.server_facts import ServerFacts
+from headrace.server.check import Durability, Finding, check_server, judge
+from headrace.server.facts import ServerFacts
 from headrace_cluster.embedded import EmbeddedServer
 from support.leaks import holdings
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from headrace.connection import commands, reads
 from headrace.errors import RedisSetupError
-from headrace.server_url import ServerUrl, redacted, with_tls
+from headrace.server.connection import commands, reads
+from headrace.server.url import ServerUrl, redacted, with_tls
 
 SECRET = "tr0ub4dor&3"
 

@@ -10,9 +10,9 @@ import pytest
 import redis
 
 from headrace import AsyncClient, Client, ClientSettings, Job, RedisError, RedisFullError, RedisSetupError
-from headrace.connection import DEFAULT_URL, URL_VARIABLE, commands, redacted, resolve_url
 from headrace.errors import RedisUnavailableError
 from headrace.keys import keys_of
+from headrace.server.connection import DEFAULT_URL, URL_VARIABLE, commands, redacted, resolve_url
 from headrace_cluster.embedded import EmbeddedServer
 from support.by_hand import HandService
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headrace import AsyncClient, CancelOutcome, Client, Job, JobState, ShardedModelError
-from headrace.shards import shard_names, shard_of
+from headrace.models.shards import shard_names, shard_of
 from headrace_cluster.scheduling.routing import RoutingPolicy
 from support.service import PlainService
 

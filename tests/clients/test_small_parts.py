@@ -15,12 +15,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headrace.codec import pack, unpack
-from headrace.connection import commands, execute
 from headrace.errors import DecodeError, RedisUnavailableError
 from headrace.ids import is_name, new_inbox, new_job_id, new_token
-from headrace.inbox import Demultiplexer
+from headrace.inboxes.demultiplexer import Demultiplexer
 from headrace.messages import InboxEntry
-from headrace.server_clock import ServerClock
+from headrace.server.clock import ServerClock
+from headrace.server.connection import commands, execute
 from headrace.tasks import cancellation_kept, end_task, to_its_end
 from support.waiting import eventually
 

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from headrace import AsyncClient, DecodeError, FailureCode, Job, JobState, RedisError, ResultGoneError, Status
-from headrace.connection import execute
 from headrace.keys import keys_of
-from headrace.registry import Limits
+from headrace.models.registry import Limits
+from headrace.server.connection import execute
 from support.by_hand import HandService
 from support.waiting import eventually
 

@@ -19,16 +19,16 @@ from headrace import (
     ResultGoneError,
     ResultTimeoutError,
     Status,
-    stream_source,
 )
 from headrace.codec import pack
-from headrace.connection import execute
 from headrace.errors import FailureCode
 from headrace.keys import keys_of
 from headrace.messages import InboxEntry, pack_answer, pack_chunk
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from headrace.scripts import GiveBack, retry, sweep
-from headrace.stream_source import OwnSource
+from headrace.server.connection import execute
+from headrace.streaming import source as stream_source
+from headrace.streaming.source import OwnSource
 from support.by_hand import HandService
 from support.by_hand_streams import HandStream
 from support.waiting import eventually
@@ -414,7 +414,7 @@ async def test_a_duplicate_watches_the_job_there_is(client: AsyncClient, service
 
 
 async def test_a_dead_letter_that_is_replayed_starts_anew(client: AsyncClient, service: HandService) -> None:
-    from headrace.dead_letters import read_letters, replay_letters
+    from headrace.models.dead_letters import read_letters, replay_letters
 
     stream, decoder = await opened(client, service, inbox="mine")
     await decoder.say("ab")

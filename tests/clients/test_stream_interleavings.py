@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from headrace import AsyncClient, DecodeError, Job, Result, scripts
-from headrace.connection import execute
+from headrace.inboxes.reader import parse_reply
 from headrace.keys import keys_of
 from headrace.messages import Chunk, LaneEntry
 from headrace.messages.chunk import unpack_chunk
 from headrace.messages.inbox import InboxEntry
-from headrace.reader import parse_reply
 from headrace.scripts import ChunkOutcome, GiveBack, Script, StartOutcome, retry
-from headrace.stream_progress import StreamProgress
+from headrace.server.connection import execute
+from headrace.streaming.progress import StreamProgress
 from support.by_hand import HandService
 from support.by_hand_streams import HandStream
 

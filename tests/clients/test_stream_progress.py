@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import DecodeError, ResultGoneError
 from headrace.messages import Chunk, Result, Status
-from headrace.stream_progress import StreamProgress, entry_id_of
+from headrace.streaming.progress import StreamProgress, entry_id_of
 
 
 def answer(*texts: str) -> Result:

@@ -9,12 +9,12 @@ from redis.exceptions import ResponseError
 
 from headrace import AsyncClient, Job, Status, scripts
 from headrace.codec import MAX_PAYLOAD_BYTES
-from headrace.connection import execute
 from headrace.errors import FailureCode
 from headrace.keys import keys_of
 from headrace.messages import LaneEntry, pack_answer
 from headrace.messages.inbox import InboxEntry
 from headrace.scripts import Begun, ChunkOutcome, Delivery, GiveBack, RetryOutcome, StartOutcome, retry
+from headrace.server.connection import execute
 from support.by_hand import HandService
 from support.by_hand_streams import HandStream
 

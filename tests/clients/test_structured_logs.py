@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from headrace import AsyncClient, Job
-from headrace.structured_logs import about, configure_logs, raised_at
+from headrace.telemetry.structured_logs import about, configure_logs, raised_at
 from headrace_workers.engines.base import ItemError, Prepared
 from headrace_workers.engines.echo import EchoEngine
 from support.decoders import FakeDecoder

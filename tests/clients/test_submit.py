@@ -18,7 +18,7 @@ from headrace import (
     scripts,
 )
 from headrace.ids import new_token
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from support.by_hand import HandService
 from support.waiting import eventually
 

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from headrace import Client, Job, QueueFullError, RedisSetupError, ResultTimeoutError
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from headrace_cluster.embedded import EmbeddedServer
 from support.by_hand import HandService
 from support.leaks import holdings

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from headrace import AsyncClient, ClientSettings, Job, RedisTlsError, RedisUnavailableError
-from headrace.connection import commands, reads
+from headrace.server.connection import commands, reads
 from headrace_cluster.embedded import EmbeddedServer, find_server
 from support.by_hand import HandService
 from support.certificates import Authority, Pair
@@ -247,6 +247,6 @@ def test_files_that_cannot_be_used(connect: object, tmp_path: Path, server_pair:
 
 def test_old_versions_of_tls_are_not_spoken() -> None:
     """1.2 at least."""
-    from headrace.tls import context_of
+    from headrace.server.tls import context_of
 
     assert context_of({}).minimum_version is ssl.TLSVersion.TLSv1_2

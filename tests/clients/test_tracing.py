@@ -19,7 +19,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from headrace import AsyncClient, Job
 from headrace.errors import ConfigError
-from headrace.tracing import NO_TRACER, is_sampled
+from headrace.telemetry.tracing import NO_TRACER, is_sampled
 from headrace_cluster.observability.router_watch import RouterWatch
 from headrace_workers.observability import TracingConfig
 from headrace_workers.replica_watch import ReplicaWatch
@@ -198,7 +198,7 @@ def test_tracing_that_is_off_costs_nothing() -> None:
     assert make_tracer(TracingConfig(), "headrace.router") is NO_TRACER
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"
-        "from headrace.tracing import submitting\n"
+        "from headrace.telemetry.tracing import submitting\n"
         "with submitting(1) as traceparent: print(repr(traceparent))"
     )
     said = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)

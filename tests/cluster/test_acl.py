@@ -17,17 +17,17 @@ import pytest
 import redis
 
 from headrace import AsyncClient, CancelOutcome, ClientSettings, Job, RedisSetupError
-from headrace import fsync as fsync_module
 from headrace.acl import PROFILES, rules_of
-from headrace.connection import commands, execute
-from headrace.dead_letters import drop_letters, read_letters, replay_letters
+from headrace.inboxes.lookup import read_records, read_stored
 from headrace.keys import MODELS, keys_of
-from headrace.lookup import read_records, read_stored
 from headrace.messages import LaneEntry, Status
-from headrace.overview import read_overviews
-from headrace.registry import Limits, close_model, open_model, register
+from headrace.models.dead_letters import drop_letters, read_letters, replay_letters
+from headrace.models.overview import read_overviews
+from headrace.models.registry import Limits, close_model, open_model, register
 from headrace.scripts import ALL, ChunkOutcome, GiveBack, reap, release, retry, sweep
-from headrace.server_check import check_server
+from headrace.server import fsync as fsync_module
+from headrace.server.check import check_server
+from headrace.server.connection import commands, execute
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.rollout.removal import bury_jobs, forget_models
 from support.by_hand import HandService

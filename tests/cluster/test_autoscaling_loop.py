@@ -15,9 +15,9 @@ from ray.serve.autoscaling_policy import _apply_autoscaling_config
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from headrace import AsyncClient, Job
-from headrace.connection import commands
 from headrace.keys import keys_of
-from headrace.registry import Limits, register
+from headrace.models.registry import Limits, register
+from headrace.server.connection import commands
 from headrace_cluster.autoscaling import loops as loops_module
 from headrace_cluster.autoscaling.autoscaler import Decision
 from headrace_cluster.autoscaling.backlog import BacklogReader

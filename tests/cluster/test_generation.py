@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from headrace import AsyncClient, FailureCode, Job, RetryPolicy, Status
-from headrace.connection import commands, execute
 from headrace.errors import JobCancelledError
 from headrace.keys import keys_of
+from headrace.server.connection import commands, execute
 from headrace_cluster.scheduling.routing import RoutingPolicy
 from support.decoders import FakeDecoder, words_of
 from support.routing import MODEL, assert_all_accounted_for

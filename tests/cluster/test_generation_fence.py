@@ -8,10 +8,10 @@ from typing import Any, Self
 import pytest
 
 from headrace import AsyncClient, Job, JobState, scripts
-from headrace.connection import commands, execute
 from headrace.keys import keys_of
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from headrace.scripts import Leader
+from headrace.server.connection import commands, execute
 from headrace_cluster.router.generation import GenerationFence
 from headrace_workers.engines.base import Engine
 from support.bad_days import GatedEngine, RecordingEngine

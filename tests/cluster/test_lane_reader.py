@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 
 from headrace import AsyncClient, Job
-from headrace.connection import commands, execute
 from headrace.keys import GROUP, keys_of
 from headrace.messages import LaneEntry
-from headrace.registry import Limits, register
+from headrace.models.registry import Limits, register
+from headrace.server.connection import commands, execute
 from headrace_cluster.router.lane_reader import LaneReader
 from headrace_cluster.router.lane_reads import LaneReads
 from support.waiting import eventually

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from headrace import AsyncClient, Job
-from headrace.metric_names import METRICS, Kind
 from headrace.tasks import end_task
+from headrace.telemetry.metric_names import METRICS, Kind
 from headrace_cluster.observability.router_exporter import RouterExporter
 from headrace_cluster.observability.router_watch import RouterWatch
 from headrace_workers.generation.pages import PagePool

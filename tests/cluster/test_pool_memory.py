@@ -10,9 +10,9 @@ import pytest
 import redis.asyncio
 
 from headrace import AsyncClient, Job
-from headrace.connection import commands, execute
 from headrace.keys import keys_of
-from headrace.registry import Limits, register
+from headrace.models.registry import Limits, register
+from headrace.server.connection import commands, execute
 from headrace_cluster.router.pool_memory import JOBS, PoolMemory, Remembered, cost_field
 from headrace_cluster.scheduling.cost_model import CostModel
 from headrace_cluster.scheduling.pool_costs import PoolCosts

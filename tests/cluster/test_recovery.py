@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from headrace import AsyncClient, CancelOutcome, FailureCode, Job, RetryPolicy, Status, scripts
-from headrace.connection import execute
 from headrace.keys import GROUP, keys_of
 from headrace.messages import Batch
+from headrace.server.connection import execute
 from headrace_cluster.pools.port import ReplicaLostError
 from headrace_cluster.scheduling.batch_former import FormingPolicy
 from headrace_cluster.scheduling.routing import RoutingPolicy

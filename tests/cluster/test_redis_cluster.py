@@ -9,13 +9,13 @@ from contextlib import AsyncExitStack
 import pytest
 
 from headrace import AsyncClient, ClientSettings, Job, RedisRoleError, RedisUnavailableError, ResultGoneError
-from headrace.cluster_client import declared, key_of
-from headrace.connection import commands, execute, execute_near, execute_together, masters
+from headrace.inboxes.lookup import read_records
 from headrace.keys import MODELS, keys_of
-from headrace.lookup import read_records
-from headrace.overview import read_overviews
-from headrace.server_check import check_server
-from headrace.shards import shard_names
+from headrace.models.overview import read_overviews
+from headrace.models.shards import shard_names
+from headrace.server.check import check_server
+from headrace.server.cluster_client import declared, key_of
+from headrace.server.connection import commands, execute, execute_near, execute_together, masters
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.scheduling.routing import RoutingPolicy
 from support.redis_cluster import RedisCluster, free_ports, slot_of

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from headrace import AsyncClient, ClientSettings, Job, RedisRoleError, RedisSetupError, RedisUnavailableError
-from headrace.server_check import check_server
+from headrace.server.check import check_server
 from support.redis_sentinel import SERVICE, WatchedRedis
 from support.service import PlainService
 from support.waiting import eventually

@@ -9,11 +9,11 @@ import pytest
 import redis.asyncio
 
 from headrace import AsyncClient, FailureCode, Job, RetryPolicy, Status, UnknownModelError, scripts
-from headrace.connection import commands, execute
-from headrace.dead_letters import replay_letters
 from headrace.keys import MODELS, keys_of
-from headrace.registry import Limits, close_model, forget_model, open_model, register, registered_models
+from headrace.models.dead_letters import replay_letters
+from headrace.models.registry import Limits, close_model, forget_model, open_model, register, registered_models
 from headrace.scripts import ForgetOutcome
+from headrace.server.connection import commands, execute
 from headrace_cluster.rollout.removal import bury_jobs, closed_models, forget_models, live_jobs, wait_until_empty
 from support.by_hand import HandService
 from support.routing import MODEL, jobs

@@ -11,10 +11,10 @@ import pytest
 
 from headrace import AsyncClient, FailureCode, Job, JobState
 from headrace.codec import pack
-from headrace.connection import commands, execute
 from headrace.errors import EngineFailedError
 from headrace.keys import GROUP, keys_of
-from headrace.registry import Limits
+from headrace.models.registry import Limits
+from headrace.server.connection import commands, execute
 from headrace_cluster.router.model_router import ModelRouter
 from headrace_cluster.scheduling.batch_former import FormingPolicy
 from headrace_workers.engines.base import ItemError, Prepared

@@ -9,9 +9,9 @@ from typing import Any, Self
 import pytest
 
 from headrace import AsyncClient, CancelOutcome, Job, RetryPolicy, Status
-from headrace.connection import commands, execute
 from headrace.keys import keys_of
 from headrace.scripts import GiveBack, retry
+from headrace.server.connection import commands, execute
 from headrace.tasks import end_task
 from headrace_cluster.router.lease import Lease
 from headrace_cluster.router.model_router import ModelRouter

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from headrace import AsyncClient, ClientSettings, Job, scripts
-from headrace.connection import commands, execute
 from headrace.keys import GROUP, keys_of
-from headrace.registry import Limits, register
+from headrace.models.registry import Limits, register
+from headrace.server.connection import commands, execute
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.router.model_router import ModelRouter
 from headrace_cluster.scheduling.batch_former import FormingPolicy

@@ -11,7 +11,7 @@ import redis
 
 from headrace import AsyncClient, Job, RedisDurabilityError, RedisEvictionError, RedisUnavailableError
 from headrace.keys import MODELS
-from headrace.server_check import wait_for_server
+from headrace.server.check import wait_for_server
 from headrace_cluster.config.settings import load_config
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.local import LocalService

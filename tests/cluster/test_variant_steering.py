@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from headrace.connection import commands, execute
 from headrace.errors import ConfigError
 from headrace.keys import keys_of
 from headrace.messages.rungs import Rung, pack_rungs, rungs_field, variant_field
+from headrace.server.connection import commands, execute
 from headrace_cluster.autoscaling.deployments import PoolOptions
 from headrace_cluster.autoscaling.observation import ModelLoad, Observation, PoolState
 from headrace_cluster.autoscaling.plan import ModelPlan, PoolPlan, ScalingPlan

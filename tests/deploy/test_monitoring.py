@@ -19,7 +19,7 @@ from deploy.checks import findings
 from deploy.kustomization import KUBERNETES, Object, overlay, rendered
 from deploy.manifests import Manifests
 from headrace.cli.app import application
-from headrace.metric_names import EXPORT_PREFIX, METRICS, Kind, Metric
+from headrace.telemetry.metric_names import EXPORT_PREFIX, METRICS, Kind, Metric
 
 ROOT: Final = Path(__file__).parents[2]
 MONITORING: Final = ROOT / "deploy" / "monitoring"

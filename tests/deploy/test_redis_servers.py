@@ -12,7 +12,7 @@ from deploy.checks.redis_servers import settings
 from deploy.checks.references import secrets
 from deploy.kustomization import OVERLAYS, overlay
 from deploy.manifests import Manifests
-from headrace.server_check import check_server
+from headrace.server.check import check_server
 from headrace_cluster.embedded import EmbeddedServer
 from support.redis_cluster import free_ports
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from headrace.metric_names import METRICS, Metric
+from headrace.telemetry.metric_names import METRICS, Metric
 
 PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
 

@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from headrace import scripts
-from headrace.connection import commands, execute
 from headrace.errors import FailureCode
 from headrace.keys import GROUP, keys_of
 from headrace.messages import LaneEntry, Status, pack_answer, pack_failure, unpack_payload
-from headrace.registry import Limits, register
+from headrace.models.registry import Limits, register
 from headrace.scripts import Answer
+from headrace.server.connection import commands, execute
 from headrace.tasks import end_task
 
 __all__ = ["HandService"]

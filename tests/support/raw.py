@@ -8,8 +8,8 @@ from typing import Any
 import redis.asyncio
 
 from headrace.codec import pack
-from headrace.connection import execute
 from headrace.keys import keys_of
+from headrace.server.connection import execute
 
 __all__ = ["envelope", "write_entry"]
 

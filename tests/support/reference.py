@@ -20,7 +20,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from headrace import ClientSettings
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from headrace_cluster.config import models, pools, settings, variants
 from headrace_workers.engines.factory import EngineConfig
 from headrace_workers.observability import LogsConfig, MetricsConfig, TracingConfig

@@ -3,7 +3,7 @@
 import pytest
 
 from headrace import AsyncClient, Job, QueueFullError, TenantQueueFullError
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from headrace_cluster.scheduling.routing import RoutingPolicy
 from support.bad_days import GatedEngine
 from support.service import PlainService

@@ -21,14 +21,14 @@ from typing import Any, Final
 
 import msgpack
 
-from headrace.dead_letters import DeadLetter
 from headrace.errors import DecodeError, ResultGoneError, UnsupportedVersionError
+from headrace.jobs.refusal import drain_rate
 from headrace.messages import Batch, BatchOutcome, Envelope, InboxEntry, LaneEntry, unpack_chunk, unpack_payload
 from headrace.messages.record import Record
 from headrace.messages.retry import RetryPolicy
-from headrace.refusal import drain_rate
+from headrace.models.dead_letters import DeadLetter
 from headrace.scripts import Audit
-from headrace.stream_progress import StreamProgress
+from headrace.streaming.progress import StreamProgress
 
 __all__ = ["TARGETS", "FuzzError", "Report", "fuzz"]
 

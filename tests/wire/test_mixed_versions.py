@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from headrace import AsyncClient, FailureCode, Job, scripts
-from headrace.connection import commands, execute
 from headrace.keys import keys_of
+from headrace.server.connection import commands, execute
 from support.by_hand import HandService
 from support.raw import envelope, write_entry
 from support.service import PlainService

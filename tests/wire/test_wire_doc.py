@@ -15,12 +15,12 @@ from redis.crc import key_slot
 
 from headrace import AsyncClient, Job, SubmitOutcome, Tensor, scripts
 from headrace.codec import MAX_DEPTH, MAX_PAYLOAD_BYTES, unpack
-from headrace.connection import execute
 from headrace.errors import FailureCode
 from headrace.ids import MODEL_PATTERN, NAME_PATTERN
 from headrace.keys import MODELS, keys_of
 from headrace.messages import pack_answer, pack_chunk, pack_failure, pack_payload
 from headrace.messages.inbox import InboxEntry
+from headrace.server.connection import execute
 from support.by_hand import HandService
 from support.by_hand_streams import HandStream
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from headrace import AsyncClient, Job, Result
-from headrace.connection import commands, execute
 from headrace.errors import ArtifactError, ModelLoadError
 from headrace.keys import keys_of
 from headrace.messages.rungs import Rung, rungs_field, unpack_rungs, variant_field
+from headrace.server.connection import commands, execute
 from headrace.tasks import end_task
 from headrace_cluster.scheduling.routing import RoutingPolicy
 from headrace_workers.adaptive import AdaptiveModel

@@ -8,14 +8,14 @@ from typing import Any
 
 import redis.asyncio
 
-from headrace.answers import give_back, write_answers
 from headrace.codec import MAX_PAYLOAD_BYTES
 from headrace.control import CANCELLED_BODY
-from headrace.ending import Ending, policy_of
 from headrace.errors import DecodeError, FailureCode
 from headrace.messages import Envelope, Fate, LaneEntry, Status, pack_answer, pack_failure, unpack_payload
 from headrace.scripts import Answer, GiveBack, RetryOutcome
-from headrace.structured_logs import raised_at
+from headrace.serving.answers import give_back, write_answers
+from headrace.serving.ending import Ending, policy_of
+from headrace.telemetry.structured_logs import raised_at
 from headrace_workers.engines.base import Engine, ItemError, Prepared
 
 __all__ = ["answer_of", "expired", "failed", "failure_of", "prepare_jobs", "write_endings"]

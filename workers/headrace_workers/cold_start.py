@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Final, Literal
 
-from headrace.structured_logs import raised_at
+from headrace.telemetry.structured_logs import raised_at
 from headrace_workers.engines.base import Engine, ItemError
 from headrace_workers.scoped import scoped
 

@@ -17,11 +17,11 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
 
-from headrace.answers import begin_jobs
-from headrace.connection import commands
 from headrace.errors import DecodeError, FailureCode
 from headrace.messages import Batch, Fate, JobOutcomes, unpack_chunk
 from headrace.scripts import Begun, ChunkOutcome, Started, StartOutcome, new_owner
+from headrace.server.connection import commands
+from headrace.serving.answers import begin_jobs
 from headrace.tasks import end_task
 from headrace_workers.batch_jobs import prepare_jobs
 from headrace_workers.engine_shelf import EngineShelf

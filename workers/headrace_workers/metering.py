@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from typing import Any, Final, Protocol
 
-from headrace.metric_names import METRICS, Kind, Metric
+from headrace.telemetry.metric_names import METRICS, Kind, Metric
 
 __all__ = ["NO_METER", "MemoryMeter", "Meter", "NoMeter", "RayMeter", "meter_for"]
 
@@ -18,7 +18,7 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Meter(Protocol):
-    """Records metrics of the catalogue in `headrace.metric_names`. Labels are those that it declares, all of them."""
+    """Records metrics of `headrace.telemetry.metric_names`. Labels are those that are declared there, all of them."""
 
     def add(self, name: str, amount: float = 1.0, /, **labels: str) -> None:
         """Have a counter grow by `amount`; one that never grew is 0 from the first time on."""

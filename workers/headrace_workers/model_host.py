@@ -17,10 +17,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from headrace.connection import commands
 from headrace.messages import Batch, BatchOutcome, Fate, JobOutcomes
 from headrace.messages.host import HostReply
-from headrace.shards import model_of
+from headrace.models.shards import model_of
+from headrace.server.connection import commands
 from headrace.tasks import end_task
 from headrace_workers.batch_jobs import failure_of, write_endings
 from headrace_workers.compute_turns import ComputeTurns, TurnTakingEngine

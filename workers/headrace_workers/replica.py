@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.connection import commands
 from headrace.messages import Batch, BatchOutcome, Envelope, Fate, LaneEntry, Status
 from headrace.scripts import Answer, GiveBack
-from headrace.structured_logs import about, raised_at
+from headrace.server.connection import commands
+from headrace.telemetry.structured_logs import about, raised_at
 from headrace_workers.batch_jobs import answer_of, expired, failed, failure_of, prepare_jobs, write_endings
 from headrace_workers.engine_shelf import EngineShelf
 from headrace_workers.engines.base import Engine, ItemError, Prepared

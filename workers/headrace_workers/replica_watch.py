@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from headrace.messages import Envelope
-from headrace.tracing import NO_TRACER, Tracer
+from headrace.telemetry.tracing import NO_TRACER, Tracer
 from headrace_workers.generation.pages import PagePool
 from headrace_workers.metering import NO_METER, Meter
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from headrace.errors import ConfigError
-from headrace.tracing import NO_TRACER, Attributes, SpanKind, Tracer, context_of, is_sampled, traceparent_of
+from headrace.telemetry.tracing import NO_TRACER, Attributes, SpanKind, Tracer, context_of, is_sampled, traceparent_of
 from headrace_workers.observability import TracingConfig
 
 __all__ = ["SpanTracer", "make_tracer"]

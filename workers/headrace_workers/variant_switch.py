@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from headrace.connection import commands, execute, translated
 from headrace.errors import RedisError
 from headrace.keys import keys_of
 from headrace.messages.rungs import Rung, pack_rungs, rungs_field, variant_field
+from headrace.server.connection import commands, execute, translated
 from headrace_workers import node
 from headrace_workers.engine_shelf import EngineShelf
 from headrace_workers.engines.base import Engine

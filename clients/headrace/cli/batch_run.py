@@ -25,13 +25,14 @@ from headrace.cli.batch_output import BatchOutput
 from headrace.cli.output import CommandError, Exit, describe
 from headrace.cli.rendering import TensorFormat, answer_fields, failure_fields, failure_of
 from headrace.cli.running import until_one_ends
-from headrace.connection import commands
 from headrace.errors import FailureCode, RedisError, RedisFullError, RedisUnavailableError, ResultGoneError, WireError
-from headrace.lookup import read_entries, read_records, read_stored
+from headrace.inboxes.lookup import read_entries, read_records, read_stored
+from headrace.inboxes.reader import StreamEntry, entries_after
 from headrace.messages.inbox import InboxEntry
 from headrace.messages.job import Job
 from headrace.messages.result import Failure
-from headrace.reader import Backoff, StreamEntry, entries_after
+from headrace.server.backoff import Backoff
+from headrace.server.connection import commands
 
 __all__ = ["BatchRun", "RunOptions"]
 

@@ -16,11 +16,11 @@ from headrace.cli.options import AsJson, Model, RedisUrl, finite
 from headrace.cli.output import CommandError, Exit, Output
 from headrace.cli.preflight import require_model
 from headrace.cli.running import run_to_end
-from headrace.connection import commands
-from headrace.dead_letters import DeadLetter, LetterFilter, drop_letters, read_letters, replay_letters
 from headrace.errors import DecodeError
 from headrace.messages.payload import unpack_payload
+from headrace.models.dead_letters import DeadLetter, LetterFilter, drop_letters, read_letters, replay_letters
 from headrace.scripts import ReplayOutcome
+from headrace.server.connection import commands
 
 __all__ = ["dlq"]
 

@@ -15,8 +15,8 @@ from rich.text import Text
 from headrace.cli.options import AsJson, RedisUrl
 from headrace.cli.output import Exit, Output
 from headrace.cli.running import run_to_end
-from headrace.connection import redacted, resolve_url
 from headrace.doctor import Case, Diagnosis, Level, examine_keys, examine_redis, worst
+from headrace.server.connection import redacted, resolve_url
 
 __all__ = ["doctor"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headrace.aio import AsyncClient
 from headrace.errors import UnknownModelError
-from headrace.shards import require_one
+from headrace.models.shards import require_one
 
 __all__ = ["require_model"]
 

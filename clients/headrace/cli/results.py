@@ -16,12 +16,12 @@ from headrace.cli.output import Exit, Output, describe, report
 from headrace.cli.preflight import require_model
 from headrace.cli.rendering import render_result, result_fields
 from headrace.cli.running import run_to_end
-from headrace.connection import BLOCK_MS, commands
 from headrace.errors import WireError
 from headrace.ids import is_name
-from headrace.lookup import read_stored
+from headrace.inboxes.lookup import read_stored
+from headrace.inboxes.reader import StreamEntry, entries_after
 from headrace.messages.inbox import InboxEntry
-from headrace.reader import StreamEntry, entries_after
+from headrace.server.connection import BLOCK_MS, commands
 
 __all__ = ["results"]
 

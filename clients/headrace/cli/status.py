@@ -16,10 +16,10 @@ from headrace.cli.options import AsJson, RedisUrl
 from headrace.cli.output import Exit, Output
 from headrace.cli.preflight import require_model
 from headrace.cli.running import run_to_end
-from headrace.connection import commands
 from headrace.ids import is_name
 from headrace.messages.result import JobStatus
-from headrace.overview import ModelOverview, read_overviews
+from headrace.models.overview import ModelOverview, read_overviews
+from headrace.server.connection import commands
 
 __all__ = ["status"]
 

@@ -19,7 +19,7 @@ from headrace.cli.output import Output, describe, report
 from headrace.cli.rendering import failure_of, result_fields, visible
 from headrace.errors import JobFailedError
 from headrace.messages.chunk import Chunk
-from headrace.stream import AsyncStream
+from headrace.streaming.stream import AsyncStream
 
 __all__ = ["Show", "shown"]
 

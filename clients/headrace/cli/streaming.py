@@ -12,7 +12,7 @@ from headrace.cli.output import Exit, Output, describe
 from headrace.cli.stream_shows import Show, shown
 from headrace.errors import JobFailedError, ResultGoneError, ResultTimeoutError, WireError
 from headrace.messages.job import CancelOutcome, Job
-from headrace.stream import AsyncStream
+from headrace.streaming.stream import AsyncStream
 
 __all__ = ["stream_jobs"]
 

@@ -20,9 +20,9 @@ from headrace.cli.options import AsJson, RedisUrl
 from headrace.cli.output import Exit, Output
 from headrace.cli.running import run_to_end
 from headrace.cli.top_view import TopView
-from headrace.connection import commands, redacted, resolve_url
 from headrace.errors import RedisUnavailableError
-from headrace.snapshot import ServiceSnapshot, SnapshotReader, Speedometer
+from headrace.models.snapshot import ServiceSnapshot, SnapshotReader, Speedometer
+from headrace.server.connection import commands, redacted, resolve_url
 
 __all__ = ["Watcher", "top"]
 

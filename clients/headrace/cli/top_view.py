@@ -11,9 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from headrace.dead_letters import DeadLetter
 from headrace.messages.job import PRIORITIES
-from headrace.snapshot import ModelSnapshot, Pace, PoolSnapshot, ServiceSnapshot
+from headrace.models.dead_letters import DeadLetter
+from headrace.models.snapshot import ModelSnapshot, Pace, PoolSnapshot, ServiceSnapshot
 
 __all__ = ["TopView", "duration"]
 

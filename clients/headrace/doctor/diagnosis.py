@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from headrace.server_check import Durability
+from headrace.server.check import Durability
 
 __all__ = ["Case", "Diagnosis", "Examiner", "Level", "worst"]
 

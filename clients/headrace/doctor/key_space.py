@@ -13,15 +13,15 @@ from typing import Any, Final
 import redis.asyncio
 from redis.exceptions import NoPermissionError
 
-from headrace.connection import commands, execute, execute_together, masters, translated
 from headrace.doctor.diagnosis import Diagnosis, Level
 from headrace.errors import HeadraceError
 from headrace.keys import EVERY_KEY, MODELS, keys_of
 from headrace.messages.envelope import WIRE_VERSION
-from headrace.overview import ModelOverview, read_overviews
-from headrace.registry import registered_models
-from headrace.routers import RouterSign, read_routers
-from headrace.shards import model_of
+from headrace.models.overview import ModelOverview, read_overviews
+from headrace.models.registry import registered_models
+from headrace.models.routers import RouterSign, read_routers
+from headrace.models.shards import model_of
+from headrace.server.connection import commands, execute, execute_together, masters, translated
 
 __all__ = ["ModelState", "examine_keys", "judge_model"]
 
@@ -119,7 +119,7 @@ async def examine_keys(url: str) -> list[Diagnosis]:
     """Look at every model in a server, and at its keys. It never raises.
 
     Args:
-        url: as `headrace.server_url` tells.
+        url: as `headrace.server.url` tells.
     """
     try:
         client = commands(url, retries=0)

@@ -11,7 +11,6 @@ from typing import Any, Final
 import redis.asyncio
 from redis.exceptions import NoPermissionError, ResponseError
 
-from headrace.connection import commands, execute, masters, redacted, translated
 from headrace.doctor.diagnosis import Diagnosis, Level
 from headrace.doctor.server_health import SUBJECT, WHY_EVICTION_MATTERS, ServerHealth, judge_health
 from headrace.errors import (
@@ -23,9 +22,10 @@ from headrace.errors import (
     RedisUnavailableError,
     RedisVersionError,
 )
-from headrace.server_check import Durability, judge
-from headrace.server_facts import ServerFacts, read_facts
-from headrace.server_url import ServerUrl
+from headrace.server.check import Durability, judge
+from headrace.server.connection import commands, execute, masters, redacted, translated
+from headrace.server.facts import ServerFacts, read_facts
+from headrace.server.url import ServerUrl
 
 __all__ = ["examine_redis"]
 
@@ -46,7 +46,7 @@ async def examine_redis(url: str, *, durability: Durability | None = None) -> li
     """Ask a server, or each master of a cluster, how it is set up and how it is doing. It never raises.
 
     Args:
-        url: as `headrace.server_url` tells.
+        url: as `headrace.server.url` tells.
         durability: the least that it must keep through a crash; None insists on nothing.
     """
     try:

@@ -15,8 +15,8 @@ import redis.asyncio
 from redis.exceptions import NoScriptError
 
 from headrace import scripts
-from headrace.connection import execute_together, translated
 from headrace.keys import keys_of
+from headrace.server.connection import execute_together, translated
 from headrace_cluster.autoscaling.arrivals import ArrivalRate
 from headrace_cluster.autoscaling.observation import MEAN_TOKENS, ModelLoad
 from headrace_cluster.autoscaling.plan import ModelPlan, PoolPlan, ScalingPlan

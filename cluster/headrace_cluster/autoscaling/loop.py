@@ -15,8 +15,8 @@ from typing import Final
 
 import redis.asyncio
 
-from headrace.connection import commands
 from headrace.errors import HeadraceError
+from headrace.server.connection import commands
 from headrace_cluster.autoscaling.autoscaler import STALE_S, Autoscaler, Decision
 from headrace_cluster.autoscaling.backlog import BacklogReader
 from headrace_cluster.autoscaling.decision_log import DecisionLog

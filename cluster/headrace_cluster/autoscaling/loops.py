@@ -9,7 +9,7 @@ from typing import Final
 
 import ray
 
-from headrace.structured_logs import configure_logs
+from headrace.telemetry.structured_logs import configure_logs
 from headrace_cluster.autoscaling.loop import ScalingLoop
 from headrace_cluster.autoscaling.metrics import ScalingMeter
 from headrace_cluster.autoscaling.placeable import Node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.shards import shard_names
+from headrace.models.shards import shard_names
 from headrace_cluster.autoscaling.plan import ModelPlan, PoolPlan, ScalingPlan
 from headrace_cluster.autoscaling.variant_ladder import LadderPolicy
 from headrace_cluster.config.models import ModelConfig

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import redis.asyncio
 
-from headrace.connection import execute, translated
 from headrace.errors import DecodeError
 from headrace.keys import keys_of
 from headrace.messages.rungs import Rung, rungs_field, unpack_rungs, variant_field
+from headrace.server.connection import execute, translated
 from headrace_cluster.autoscaling.aim import job_s
 from headrace_cluster.autoscaling.observation import ModelLoad, Observation, PoolState
 from headrace_cluster.autoscaling.plan import ModelPlan, PoolPlan, ScalingPlan

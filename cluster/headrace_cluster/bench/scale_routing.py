@@ -18,7 +18,7 @@ from typing import Any, Final
 import redis
 
 from headrace import AsyncClient, Job
-from headrace.registry import Limits, register
+from headrace.models.registry import Limits, register
 from headrace.tasks import end_task
 from headrace_cluster.bench.thread_pool import ReplicaThread
 from headrace_cluster.embedded import EmbeddedServer

@@ -50,8 +50,8 @@ def check(config: _Config, *, skip_redis: _SkipRedis = False, as_json: AsJson = 
 
 
 def _check_redis(url: str, asked: RedisConfig) -> dict[str, Any]:
-    from headrace.connection import redacted
-    from headrace.server_check import check_server
+    from headrace.server.check import check_server
+    from headrace.server.connection import redacted
 
     facts, findings = asyncio.run(check_server(url, checks=asked.checks, durability=asked.durability))
     return {

@@ -11,8 +11,8 @@ import typer
 
 from headrace.cli.options import AsJson
 from headrace.cli.output import CommandError, Exit, Output
-from headrace.connection import URL_VARIABLE, embedded_socket, redacted
 from headrace.errors import HeadraceError
+from headrace.server.connection import URL_VARIABLE, embedded_socket, redacted
 from headrace_cluster.cli.steps import steps
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from headrace.snapshot import ModelSnapshot, PoolSnapshot, ServiceSnapshot
+from headrace.models.snapshot import ModelSnapshot, PoolSnapshot, ServiceSnapshot
 
 __all__ = ["PoolsSeen", "ServeWatcher", "watch"]
 

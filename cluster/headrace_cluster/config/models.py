@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
-from headrace.registry import Limits
+from headrace.models.registry import Limits
 from headrace_cluster.config.pools import PoolConfig
 from headrace_cluster.config.strict import StrictConfig
 from headrace_cluster.config.variants import AdaptiveConfig

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from headrace.ids import MODEL_PATTERN
-from headrace.server_check import Checks, Durability
-from headrace.shards import model_of, shard_names
+from headrace.models.shards import model_of, shard_names
+from headrace.server.check import Checks, Durability
 from headrace_cluster.config.file import read_yaml
 from headrace_cluster.config.models import ModelConfig
 from headrace_cluster.config.pools import POOL_PATTERN, PoolConfig, SharedPoolConfig

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from headrace.structured_logs import configure_logs
-from headrace.tracing import Tracer
+from headrace.telemetry.structured_logs import configure_logs
+from headrace.telemetry.tracing import Tracer
 from headrace_workers.metering import Meter, meter_for
 from headrace_workers.observability import Observability
 from headrace_workers.span_exporter import make_tracer

@@ -16,11 +16,11 @@ from typing import Final
 import redis.asyncio
 
 from headrace import scripts
-from headrace.connection import commands, execute_near, translated
 from headrace.errors import RedisError
 from headrace.keys import keys_of
 from headrace.messages.job import PRIORITIES
-from headrace.overview import ModelOverview, read_overviews
+from headrace.models.overview import ModelOverview, read_overviews
+from headrace.server.connection import commands, execute_near, translated
 from headrace_cluster.router.model_router import ModelRouter
 from headrace_workers.metering import Meter
 

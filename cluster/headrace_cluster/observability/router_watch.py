@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from headrace.tracing import NO_TRACER, Tracer
+from headrace.telemetry.tracing import NO_TRACER, Tracer
 from headrace_cluster.scheduling.batch_former import WaitingJob
 from headrace_cluster.slots.ledger import pool_of
 from headrace_workers.metering import NO_METER, Meter

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 import redis.asyncio
 
-from headrace.connection import commands
 from headrace.errors import HeadraceError
-from headrace.registry import close_model, open_model
-from headrace.shards import model_of, shard_names
+from headrace.models.registry import close_model, open_model
+from headrace.models.shards import model_of, shard_names
+from headrace.server.connection import commands
 from headrace_cluster.config.settings import ServiceConfig
 from headrace_cluster.redis_address import RedisAddress
 from headrace_cluster.rollout.diff import Change as Difference

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from headrace.shards import shard_names
+from headrace.models.shards import shard_names
 from headrace_cluster.config.settings import ServiceConfig
 
 __all__ = ["Change", "ConfigDiff", "Effect", "diff_of", "routers_part"]

@@ -16,14 +16,14 @@ from typing import Any, Final
 import redis.asyncio
 
 from headrace import scripts
-from headrace.connection import execute, translated
 from headrace.errors import DecodeError, FailureCode
 from headrace.ids import new_token
 from headrace.keys import GROUP, LANES, keys_of
 from headrace.messages import LaneEntry, Status, pack_failure
-from headrace.registry import forget_model, registered_models
+from headrace.models.registry import forget_model, registered_models
+from headrace.models.shards import model_of
 from headrace.scripts import Answer, ForgetOutcome
-from headrace.shards import model_of
+from headrace.server.connection import execute, translated
 from headrace_cluster.router.lease import Lease
 
 __all__ = ["Removed", "bury_jobs", "closed_models", "forget_models", "live_jobs", "wait_until_empty"]

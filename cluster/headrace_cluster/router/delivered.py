@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import redis.asyncio
 
-from headrace.connection import execute, translated
 from headrace.errors import DecodeError, RedisError
 from headrace.keys import keys_of
 from headrace.messages.chunk import partial_output, unpack_chunk
+from headrace.server.connection import execute, translated
 
 __all__ = ["read_partial"]
 

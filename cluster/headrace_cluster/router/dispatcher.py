@@ -9,8 +9,8 @@ from typing import Any
 
 from headrace.errors import DecodeError
 from headrace.messages import Batch, BatchOutcome, Fate, JobOutcomes
-from headrace.server_clock import ServerClock
-from headrace.structured_logs import about
+from headrace.server.clock import ServerClock
+from headrace.telemetry.structured_logs import about
 from headrace_cluster.observability.router_watch import RouterWatch
 from headrace_cluster.pools.port import BatchFailedError, ReplicaLostError
 from headrace_cluster.pools.replica_calls import ReplicaCalls

@@ -7,13 +7,13 @@ from typing import Any, Final
 
 import redis.asyncio
 
-from headrace.answers import give_back, write_answers
 from headrace.codec import pack, unpack
 from headrace.control import CANCELLED_BODY
-from headrace.ending import Ending, policy_of
 from headrace.errors import FailureCode
 from headrace.messages import Status, pack_failure
 from headrace.scripts import Answer, GiveBack, RetryOutcome
+from headrace.serving.answers import give_back, write_answers
+from headrace.serving.ending import Ending, policy_of
 from headrace_cluster.router.delivered import read_partial
 from headrace_cluster.scheduling.batch_former import WaitingJob
 from headrace_cluster.scheduling.routing import RouterCounts

@@ -9,7 +9,7 @@ from typing import Final
 from headrace.errors import DecodeError, FailureCode
 from headrace.messages import LaneEntry
 from headrace.scripts import Reaped
-from headrace.server_clock import ServerClock
+from headrace.server.clock import ServerClock
 from headrace_cluster.router.ender import Ender
 from headrace_cluster.router.generation import GenerationFence
 from headrace_cluster.router.held_jobs import HeldJobs

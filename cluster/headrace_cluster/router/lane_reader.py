@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from headrace.errors import DecodeError, RedisError
 from headrace.keys import LANES, keys_of, priority_of
 from headrace.messages import LaneEntry
-from headrace.reader import Backoff
+from headrace.server.backoff import Backoff
 from headrace.tasks import end_task
 from headrace_cluster.router.lane_reads import LaneReads, Streams
 

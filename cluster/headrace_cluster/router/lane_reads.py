@@ -22,10 +22,10 @@ from typing import Any, Final
 import redis.asyncio
 from redis.exceptions import ResponseError
 
-from headrace.cluster_client import ClusterClient
-from headrace.connection import BLOCK_MS, execute, reads, translated
 from headrace.errors import RedisError, RedisUnavailableError
 from headrace.keys import GROUP
+from headrace.server.cluster_client import ClusterClient
+from headrace.server.connection import BLOCK_MS, execute, reads, translated
 from headrace.tasks import end_task, settle
 
 __all__ = ["LaneReads", "Streams"]

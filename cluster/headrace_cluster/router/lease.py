@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import redis.asyncio
 
-from headrace.connection import commands, execute, execute_together, translated
 from headrace.errors import RedisError
 from headrace.keys import keys_of
+from headrace.server.connection import commands, execute, execute_together, translated
 
 __all__ = ["Lease", "LeaseState"]
 

@@ -21,8 +21,8 @@ from zlib import crc32
 from headrace import scripts
 from headrace.errors import RedisError
 from headrace.keys import keys_of
-from headrace.registry import Limits, register
-from headrace.server_clock import ServerClock
+from headrace.models.registry import Limits, register
+from headrace.server.clock import ServerClock
 from headrace.tasks import end_task
 from headrace_cluster.observability.router_watch import RouterWatch
 from headrace_cluster.pools.port import PoolPort

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import redis.asyncio
 
-from headrace.connection import execute, translated
 from headrace.errors import RedisError
 from headrace.keys import keys_of
+from headrace.server.connection import execute, translated
 from headrace_cluster.scheduling.cost_model import CostModel
 from headrace_cluster.scheduling.pool_costs import PoolCosts
 

@@ -10,8 +10,8 @@ import asyncio
 import logging
 from typing import Final, Protocol
 
-from headrace.cluster_client import ClusterClient
-from headrace.connection import BLOCK_MS, commands
+from headrace.server.cluster_client import ClusterClient
+from headrace.server.connection import BLOCK_MS, commands
 from headrace.tasks import end_task
 from headrace_cluster.router.lane_reads import LaneReads
 from headrace_cluster.router.rounds import Rounds

@@ -13,8 +13,8 @@ from typing import Final
 
 import redis.asyncio
 
-from headrace.due import Due, look_after, sweep_together
 from headrace.errors import RedisError
+from headrace.serving.due import Due, look_after, sweep_together
 from headrace_cluster.router.upkeep import Upkeep
 
 __all__ = ["Rounds"]

@@ -13,12 +13,12 @@ from zlib import crc32
 import redis.asyncio
 
 from headrace import scripts
-from headrace.connection import execute, translated
-from headrace.due import Due, Watched
 from headrace.errors import RedisError
 from headrace.keys import keys_of
 from headrace.scripts import Reaped
-from headrace.server_clock import ServerClock
+from headrace.server.clock import ServerClock
+from headrace.server.connection import execute, translated
+from headrace.serving.due import Due, Watched
 from headrace_cluster.router.generation import GenerationFence
 
 __all__ = ["Leaseholder", "Upkeep"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from headrace.connection import BLOCK_MS
-from headrace.registry import Limits
+from headrace.models.registry import Limits
+from headrace.server.connection import BLOCK_MS
 from headrace_cluster.scheduling.batch_former import FormingPolicy
 from headrace_cluster.scheduling.cost_model import CPU_PRIOR, Coefficients
 

@@ -12,7 +12,7 @@ import ray
 from deploy.kustomization import KUBERNETES
 from deploy.manifests import Manifests
 from headrace import __version__
-from headrace.advisories import advisories_for
+from headrace.server.advisories import advisories_for
 
 __all__ = ["findings", "image_faults"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from headrace import AsyncClient, Job
-from headrace.connection import commands
 from headrace.doctor import Level
-from headrace.snapshot import SnapshotReader
+from headrace.models.snapshot import SnapshotReader
+from headrace.server.connection import commands
 from headrace_cluster.cli.top import watch
 from headrace_cluster.doctor.ray_cluster import examine_ray
 from headrace_cluster.local import LocalService

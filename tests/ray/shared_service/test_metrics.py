@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from headrace import AsyncClient, Job
-from headrace.metric_names import METRICS, Kind, Metric
+from headrace.telemetry.metric_names import METRICS, Kind, Metric
 from support.waiting import eventually
 
 pytestmark = pytest.mark.ray

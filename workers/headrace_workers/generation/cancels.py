@@ -8,10 +8,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from headrace.connection import BLOCK_MS, execute, reads, translated
 from headrace.errors import RedisError
+from headrace.inboxes.reader import parse_reply
 from headrace.keys import keys_of
-from headrace.reader import Backoff, parse_reply
+from headrace.server.backoff import Backoff
+from headrace.server.connection import BLOCK_MS, execute, reads, translated
 
 __all__ = ["CancelReader"]
 

@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Any, Final, Literal, NamedTuple
 
 from headrace.errors import FailureCode
-from headrace.structured_logs import about, raised_at
+from headrace.telemetry.structured_logs import about, raised_at
 from headrace_workers.batch_jobs import expired, failed
 from headrace_workers.engines.base import ItemError
 from headrace_workers.engines.stepping import StepEngine

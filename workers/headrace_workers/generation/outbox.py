@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import redis.asyncio
 
-from headrace.answers import write_chunks
 from headrace.codec import pack
 from headrace.messages import Fate
 from headrace.scripts import ChunkOutcome, Delivery
+from headrace.serving.answers import write_chunks
 from headrace_workers.batch_jobs import write_endings
 from headrace_workers.generation.served_job import ServedJob
 

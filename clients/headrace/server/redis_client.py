@@ -14,7 +14,7 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
-from headrace.redis_errors import is_lasting
+from headrace.server.redis_errors import is_lasting
 from headrace.tasks import cancellation_kept, to_its_end
 
 __all__ = ["RedisClient", "Request", "execute", "go_on", "packed"]

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self, TypeVar
 from headrace.messages.chunk import Chunk
 from headrace.messages.job import CancelOutcome
 from headrace.messages.result import Result
-from headrace.stream import AsyncStream
+from headrace.streaming.stream import AsyncStream
 
 __all__ = ["Stream"]
 

@@ -12,16 +12,16 @@ from typing import Any, Final
 
 import redis.asyncio
 
-from headrace.connection import execute, translated
 from headrace.control import job_status
 from headrace.errors import ResultGoneError
 from headrace.ids import new_inbox
-from headrace.inbox import Deliver, Demultiplexer
+from headrace.inboxes.demultiplexer import Deliver, Demultiplexer
+from headrace.inboxes.lookup import delete_entries
+from headrace.inboxes.reader import InboxReader
 from headrace.keys import keys_of
-from headrace.lookup import delete_entries
 from headrace.messages.inbox import InboxEntry
 from headrace.messages.job import Receipt
-from headrace.reader import InboxReader
+from headrace.server.connection import execute, translated
 from headrace.tasks import settle
 
 __all__ = ["OwnInbox", "closed_error"]

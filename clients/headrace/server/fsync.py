@@ -16,8 +16,8 @@ from redis.asyncio.connection import ConnectionPool
 
 from headrace.errors import RedisDurabilityError, RedisUnavailableError
 from headrace.keys import fsync_mark
-from headrace.redis_client import RedisClient, Request
-from headrace.server_facts import ServerFacts, read_greeting
+from headrace.server.facts import ServerFacts, read_greeting
+from headrace.server.redis_client import RedisClient, Request
 
 __all__ = ["FsyncedClient", "waits_truly"]
 

@@ -18,11 +18,12 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
 
-from headrace.cluster_client import ClusterClient
-from headrace.fsync import FsyncedClient
-from headrace.redis_client import RedisClient, Request, execute, packed
-from headrace.redis_errors import translate, translated
-from headrace.server_url import (
+from headrace.server.cluster_client import ClusterClient
+from headrace.server.fsync import FsyncedClient
+from headrace.server.redis_client import RedisClient, Request, execute, packed
+from headrace.server.redis_errors import translate, translated
+from headrace.server.tls import TlsConnection, TlsSentinelConnection, context_of
+from headrace.server.url import (
     DEFAULT_URL,
     URL_VARIABLE,
     ServerUrl,
@@ -31,7 +32,6 @@ from headrace.server_url import (
     resolve_url,
     unusable,
 )
-from headrace.tls import TlsConnection, TlsSentinelConnection, context_of
 
 __all__ = [
     "BLOCK_MS",
@@ -69,7 +69,7 @@ def commands(
     """A pool for replay-safe scripts and idempotent commands; it retries on lost connections and time-outs.
 
     Args:
-        url: as `headrace.server_url` tells.
+        url: as `headrace.server.url` tells.
         timeout_s: how long one attempt may take.
         retries: how many attempts may follow the first.
         fsynced: whether a script returns only when its writes are on the server's disk.

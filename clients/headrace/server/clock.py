@@ -11,7 +11,7 @@ import time
 
 import redis.asyncio
 
-from headrace.connection import execute_near, translated
+from headrace.server.connection import execute_near, translated
 
 __all__ = ["ServerClock"]
 

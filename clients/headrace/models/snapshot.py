@@ -14,13 +14,13 @@ from typing import Any, Final
 import redis.asyncio
 from redis.exceptions import NoPermissionError, ResponseError
 
-from headrace.connection import execute, execute_near, execute_together, translated
-from headrace.dead_letters import DeadLetter
 from headrace.errors import DecodeError, RedisError
 from headrace.keys import keys_of
-from headrace.overview import ModelOverview, read_overviews
-from headrace.registry import registered_models
-from headrace.routers import RouterSign, read_routers
+from headrace.models.dead_letters import DeadLetter
+from headrace.models.overview import ModelOverview, read_overviews
+from headrace.models.registry import registered_models
+from headrace.models.routers import RouterSign, read_routers
+from headrace.server.connection import execute, execute_near, execute_together, translated
 
 __all__ = ["ModelSnapshot", "Pace", "PoolSnapshot", "ServiceSnapshot", "SnapshotReader", "Speedometer"]
 

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import redis.asyncio
 
-from headrace.connection import execute, translated
 from headrace.errors import DecodeError, ShardedModelError
 from headrace.keys import keys_of
+from headrace.server.connection import execute, translated
 
 __all__ = ["Shards", "model_of", "require_one", "shard_names", "shard_of"]
 

@@ -13,12 +13,12 @@ import redis.asyncio
 
 from headrace import scripts
 from headrace.errors import RedisFullError, RedisUnavailableError
-from headrace.reader import Backoff
 from headrace.scripts import Answer, Begun, ChunkOutcome, Delivery, GiveBack, RetryOutcome, Started
+from headrace.server.backoff import Backoff
 
 __all__ = ["begin_jobs", "give_back", "write_answers", "write_chunks"]
 
-log = logging.getLogger("headrace.answers")
+log = logging.getLogger("headrace.serving.answers")
 
 
 T = TypeVar("T")

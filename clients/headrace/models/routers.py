@@ -8,8 +8,8 @@ from typing import Any
 
 import redis.asyncio
 
-from headrace.connection import execute_together, translated
 from headrace.keys import GROUP, keys_of
+from headrace.server.connection import execute_together, translated
 
 __all__ = ["RouterSign", "read_routers"]
 

@@ -8,7 +8,6 @@ from typing import Final
 
 from redis import exceptions
 
-from headrace import tls
 from headrace.errors import (
     RedisError,
     RedisFullError,
@@ -17,6 +16,7 @@ from headrace.errors import (
     RedisTlsError,
     RedisUnavailableError,
 )
+from headrace.server import tls
 
 __all__ = ["is_lasting", "translate", "translated"]
 

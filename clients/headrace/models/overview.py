@@ -14,10 +14,10 @@ import redis.asyncio
 from redis.exceptions import NoScriptError
 
 from headrace import scripts
-from headrace.connection import execute_together, translated
 from headrace.keys import GROUP, LANES, keys_of
 from headrace.messages.job import PRIORITIES, Priority
 from headrace.scripts import Audit
+from headrace.server.connection import execute_together, translated
 
 __all__ = ["LaneLoad", "ModelOverview", "read_overviews"]
 

@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from headrace.advisories import advisories_for
-from headrace.connection import commands, masters, redacted, translated
 from headrace.errors import (
     RedisDurabilityError,
     RedisEvictionError,
@@ -22,9 +20,11 @@ from headrace.errors import (
     RedisUnavailableError,
     RedisVersionError,
 )
-from headrace.reader import Backoff
-from headrace.server_facts import ServerFacts, read_facts
-from headrace.server_url import ServerUrl
+from headrace.server.advisories import advisories_for
+from headrace.server.backoff import Backoff
+from headrace.server.connection import commands, masters, redacted, translated
+from headrace.server.facts import ServerFacts, read_facts
+from headrace.server.url import ServerUrl
 
 __all__ = ["Checks", "Durability", "Finding", "ServerReport", "check_server", "judge", "wait_for_server"]
 

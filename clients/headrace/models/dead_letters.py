@@ -11,12 +11,12 @@ import redis.asyncio
 
 from headrace import scripts
 from headrace.codec import unpack
-from headrace.connection import execute, translated
 from headrace.errors import DecodeError
 from headrace.keys import keys_of, priority_of
 from headrace.messages.envelope import Envelope
 from headrace.messages.job import PRIORITIES, Priority
 from headrace.scripts import ReplayOutcome
+from headrace.server.connection import execute, translated
 
 __all__ = ["DeadLetter", "LetterFilter", "drop_letters", "read_letters", "replay_letters"]
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 import redis.asyncio
 from redis.exceptions import NoPermissionError, ResponseError
 
-from headrace.redis_client import execute
-from headrace.redis_errors import translated
+from headrace.server.redis_client import execute
+from headrace.server.redis_errors import translated
 
 __all__ = ["ServerFacts", "read_facts", "read_greeting"]
 

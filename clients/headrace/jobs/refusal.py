@@ -8,10 +8,10 @@ from typing import Final
 
 import redis.asyncio
 
-from headrace.connection import execute, translated
 from headrace.errors import QueueFullError, TenantQueueFullError, UnknownModelError
 from headrace.keys import keys_of
 from headrace.messages.job import Receipt, SubmitOutcome
+from headrace.server.connection import execute, translated
 
 __all__ = ["drain_rate", "raise_refusals", "room_after_s"]
 

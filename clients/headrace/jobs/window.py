@@ -11,7 +11,7 @@ from headrace.errors import WireError
 from headrace.messages.inbox import InboxEntry
 from headrace.messages.job import Job, Receipt
 from headrace.messages.result import Result
-from headrace.tracing import received
+from headrace.telemetry.tracing import received
 
 if TYPE_CHECKING:
     from headrace.aio import AsyncClient

@@ -11,12 +11,12 @@ import redis.asyncio
 
 from headrace import scripts
 from headrace.ids import new_token
+from headrace.inboxes.own_inbox import OwnInbox
+from headrace.jobs.refusal import raise_refusals, room_after_s
 from headrace.messages.job import PRIORITIES, Job, Priority, Receipt, SubmitOutcome
 from headrace.messages.payload import pack_payload
-from headrace.own_inbox import OwnInbox
-from headrace.refusal import raise_refusals, room_after_s
-from headrace.shards import Shards, shard_of
-from headrace.tracing import submitting
+from headrace.models.shards import Shards, shard_of
+from headrace.telemetry.tracing import submitting
 
 __all__ = ["Submitter"]
 

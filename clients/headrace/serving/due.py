@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple
 import redis.asyncio
 from redis.exceptions import NoScriptError
 
-from headrace.cluster_client import ClusterClient
-from headrace.connection import execute_together, translated
 from headrace.keys import keys_of
 from headrace.scripts import DUE, MAX_JOBS, SWEEP, Script
+from headrace.server.cluster_client import ClusterClient
+from headrace.server.connection import execute_together, translated
 
 __all__ = ["Due", "Watched", "look_after", "sweep_together"]
 

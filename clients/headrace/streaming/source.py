@@ -13,14 +13,15 @@ from typing import Final, Protocol
 
 import redis.asyncio
 
-from headrace.connection import execute, translated
 from headrace.control import job_status
 from headrace.errors import RedisFullError, RedisUnavailableError, ResultGoneError, WireError
-from headrace.inbox import Demultiplexer
+from headrace.inboxes.demultiplexer import Demultiplexer
+from headrace.inboxes.lookup import read_stored
+from headrace.inboxes.reader import StreamEntry, entries_after
 from headrace.keys import keys_of
-from headrace.lookup import read_stored
 from headrace.messages.inbox import InboxEntry
-from headrace.reader import Backoff, StreamEntry, entries_after
+from headrace.server.backoff import Backoff
+from headrace.server.connection import execute, translated
 
 __all__ = ["ForeignSource", "OwnSource", "Source", "later"]
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 import redis.asyncio
 
-from headrace.connection import BLOCK_MS, execute, reads, translated
 from headrace.errors import RedisError, RedisSetupError, WireError
-from headrace.inbox import Demultiplexer
+from headrace.inboxes.demultiplexer import Demultiplexer
 from headrace.keys import keys_of
 from headrace.messages.inbox import InboxEntry
+from headrace.server.backoff import Backoff
+from headrace.server.connection import BLOCK_MS, execute, reads, translated
 from headrace.tasks import end_task
 
 __all__ = ["InboxReader", "entries_after"]
@@ -23,7 +23,6 @@ __all__ = ["InboxReader", "entries_after"]
 log = logging.getLogger("headrace.client")
 
 _COUNT: Final = 512
-_LONGEST_PAUSE_S: Final = 2.0
 
 StreamEntry = tuple[bytes, Sequence[bytes]]
 
@@ -34,24 +33,6 @@ def parse_reply(reply: Any) -> list[StreamEntry]:
         return []
     streams = reply.values() if isinstance(reply, dict) else (stream[1] for stream in reply)
     return [(entry[0], entry[1]) for entries in streams for entry in entries]
-
-
-class Backoff:
-    """Pauses between attempts to reach Redis: doubling, with full jitter, bounded."""
-
-    def __init__(self, *, first_s: float = 0.05, longest_s: float = _LONGEST_PAUSE_S) -> None:
-        self._first_s = first_s
-        self._longest_s = longest_s
-        self.reset()
-
-    def reset(self) -> None:
-        """Start over after a success."""
-        self._next_s = self._first_s
-
-    async def pause(self) -> None:
-        """Sleep a little longer than last time."""
-        await asyncio.sleep(random.uniform(self._first_s, max(self._first_s, self._next_s)))
-        self._next_s = min(self._longest_s, self._next_s * 2)
 
 
 async def entries_after(

@@ -19,8 +19,8 @@ from redis.asyncio.connection import ConnectionPool
 from redis.crc import key_slot
 
 from headrace.keys import declared_keys
-from headrace.redis_client import RedisClient, Request, go_on
-from headrace.redis_errors import is_lasting
+from headrace.server.redis_client import RedisClient, Request, go_on
+from headrace.server.redis_errors import is_lasting
 
 __all__ = ["ClusterClient", "key_of"]
 

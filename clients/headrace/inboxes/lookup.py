@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import redis.asyncio
 
-from headrace.connection import execute, execute_together, translated
+from headrace.inboxes.reader import StreamEntry
 from headrace.keys import keys_of
 from headrace.messages.record import Record
-from headrace.reader import StreamEntry
+from headrace.server.connection import execute, execute_together, translated
 
 __all__ = ["delete_entries", "read_entries", "read_records", "read_stored"]
 

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis.exceptions import ResponseError
 
 from headrace import scripts
-from headrace.connection import execute, translated
 from headrace.keys import GROUP, MODELS, keys_of
 from headrace.messages.envelope import WIRE_VERSION
-from headrace.shards import model_of
+from headrace.models.shards import model_of
+from headrace.server.connection import execute, translated
 
 __all__ = ["Limits", "close_model", "forget_model", "open_model", "register", "registered_models"]
 

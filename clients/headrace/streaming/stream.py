@@ -15,10 +15,10 @@ from headrace.messages.chunk import Chunk, unpack_chunk
 from headrace.messages.inbox import InboxEntry
 from headrace.messages.job import CancelOutcome, Job, Receipt, SubmitOutcome
 from headrace.messages.result import Result
-from headrace.shards import Shards
-from headrace.stream_progress import StreamProgress
-from headrace.stream_source import ForeignSource, OwnSource, Source, later
-from headrace.tracing import received
+from headrace.models.shards import Shards
+from headrace.streaming.progress import StreamProgress
+from headrace.streaming.source import ForeignSource, OwnSource, Source, later
+from headrace.telemetry.tracing import received
 
 if TYPE_CHECKING:
     from headrace.aio import AsyncClient

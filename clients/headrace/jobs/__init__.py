@@ -1,0 +1,1 @@
+"""Jobs on their way in: handed over, refused, kept to a bounded number, asked after, called off."""

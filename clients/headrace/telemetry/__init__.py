@@ -1,0 +1,1 @@
+"""What is told to those who watch: names of metrics, logs for machines, traces."""
