@@ -26,7 +26,7 @@ Who raises it, and whether trying again can help::
     ├── JobFailedError           client, from a terminal entry           see .failure.retryable
     │   ├── InvalidInputError      the replica refused this input        fix the job
     │   ├── EngineFailedError      the engine failed on this job         maybe
-    │   ├── JobExpiredError        its deadline passed first             submit with more time
+    │   ├── JobExpiredError        its deadline passed, or would        submit with more time
     │   ├── JobCancelledError      somebody cancelled it                 -
     │   └── JobDeadError           it was given up, and is kept          after a look at it
     ├── ConfigError              cluster, at start                       fix the named key
@@ -110,7 +110,7 @@ class FailureCode(StrEnum):
     OUTPUT_TOO_LARGE = "output_too_large"
     """The answer is larger than the service's limit."""
     EXPIRED = "expired"
-    """The deadline passed before the job was done."""
+    """The deadline passed before the job was done, or could not be met any more while too much waited."""
     POOL_FAILED = "pool_failed"
     """No replica could be made to run the job in the attempts it had."""
     POISON = "poison"
@@ -239,7 +239,7 @@ class EngineFailedError(JobFailedError):
 
 
 class JobExpiredError(JobFailedError):
-    """The deadline passed before the job was done."""
+    """The deadline passed before the job was done, or could not be met any more while too much waited."""
 
 
 class JobCancelledError(JobFailedError):

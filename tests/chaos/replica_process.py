@@ -17,8 +17,8 @@ from chaos.history import History
 from chaos.orders import Order
 from chaos.socket_pool import socket_of
 from headrace.messages import Batch, BatchOutcome, Fate, JobOutcomes
-from headrace_workers.decoder_replica import DecoderReplica
-from headrace_workers.replica import Replica
+from headrace_workers.replicas.decoder_replica import DecoderReplica
+from headrace_workers.replicas.replica import Replica
 from support.waiting import eventually
 
 __all__ = ["run_replica"]

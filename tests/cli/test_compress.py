@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from headrace.cli.app import application
 from headrace.cli.output import Exit
-from headrace_workers.artifact import open_artifact
+from headrace_workers.artifacts.artifact import open_artifact
 from support.command_line import Ran
 from support.tiny_model import WORDS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from headrace.cli.output import Exit
-from headrace_workers.artifact import open_artifact
+from headrace_workers.artifacts.artifact import open_artifact
 from support.command_line import Ran
 
 Command = Callable[..., Ran]

@@ -48,7 +48,7 @@ def name_of(path: Path) -> str:
         ("headrace_cluster.slots.ledger", "ray torch redis pydantic msgpack asyncio"),
         ("headrace_cluster.router.model_router", "ray torch transformers numpy"),
         ("headrace_cluster.embedded", "ray torch transformers numpy"),
-        ("headrace_workers.replica", "ray torch transformers"),
+        ("headrace_workers.replicas.replica", "ray torch transformers"),
     ],
 )
 def test_importing_pulls_in_nothing_heavy(module: str, heavy: str) -> None:

@@ -21,9 +21,9 @@ from headrace import AsyncClient, Job
 from headrace.errors import ConfigError
 from headrace.telemetry.tracing import NO_TRACER, is_sampled
 from headrace_cluster.observability.router_watch import RouterWatch
-from headrace_workers.observability import TracingConfig
-from headrace_workers.replica_watch import ReplicaWatch
-from headrace_workers.span_exporter import SpanTracer, make_tracer
+from headrace_workers.replicas.watch import ReplicaWatch
+from headrace_workers.telemetry.observability import TracingConfig
+from headrace_workers.telemetry.span_exporter import SpanTracer, make_tracer
 from support.bad_days import GatedEngine
 from support.routing import MODEL
 from support.service import PlainService

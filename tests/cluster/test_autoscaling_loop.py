@@ -30,7 +30,7 @@ from headrace_cluster.autoscaling.plan import ModelPlan, PoolPlan, ScalingPlan
 from headrace_cluster.autoscaling.policy import autoscaling_config
 from headrace_cluster.redis_address import RedisAddress
 from headrace_cluster.scheduling.cost_model import CostModel
-from headrace_workers.metering import MemoryMeter
+from headrace_workers.telemetry.metering import MemoryMeter
 from support.waiting import eventually, eventually_sync
 
 pytestmark = pytest.mark.leaves_jobs  # nobody runs them here

@@ -11,7 +11,7 @@ from headrace import AsyncClient, Job, Status
 from headrace.messages import Batch, LaneEntry
 from headrace_cluster.scheduling.batch_former import FormingPolicy
 from headrace_workers.engines.base import Prepared
-from headrace_workers.replica import Replica
+from headrace_workers.replicas.replica import Replica
 from support.bad_days import GatedEngine, RecordingEngine
 from support.raw import envelope
 from support.routing import MODEL, idle, jobs, policy

@@ -17,8 +17,8 @@ from headrace.settings import ClientSettings
 from headrace_cluster.embedded import EmbeddedServer
 from headrace_cluster.scheduling.routing import RoutingPolicy
 from headrace_cluster.slots.ledger import SlotLedger
-from headrace_workers.decoder_replica import DecoderReplica
 from headrace_workers.generation import batch_call
+from headrace_workers.replicas.decoder_replica import DecoderReplica
 from support.by_hand import HandService
 from support.decoders import FakeDecoder, words_of
 from support.mortal import MortalReplica

@@ -15,8 +15,8 @@ from headrace.telemetry.metric_names import METRICS, Kind
 from headrace_cluster.observability.router_exporter import RouterExporter
 from headrace_cluster.observability.router_watch import RouterWatch
 from headrace_workers.generation.pages import PagePool
-from headrace_workers.metering import MemoryMeter, meter_for
-from headrace_workers.replica_watch import ReplicaWatch
+from headrace_workers.replicas.watch import ReplicaWatch
+from headrace_workers.telemetry.metering import MemoryMeter, meter_for
 from support.bad_days import GatedEngine
 from support.decoders import FakeDecoder
 from support.routing import MODEL, jobs, outputs_of, policy

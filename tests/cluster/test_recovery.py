@@ -17,7 +17,7 @@ from headrace_cluster.scheduling.batch_former import FormingPolicy
 from headrace_cluster.scheduling.routing import RoutingPolicy
 from headrace_workers.engines.base import ItemError, Prepared
 from headrace_workers.engines.echo import EchoEngine
-from headrace_workers.replica import Replica
+from headrace_workers.replicas.replica import Replica
 from support.bad_days import GatedEngine, RecordingEngine, SlowEngine
 from support.by_hand import HandService
 from support.proxy import Proxy

@@ -15,7 +15,7 @@ from headrace_cluster.scheduling.batch_former import FormingPolicy
 from headrace_cluster.scheduling.routing import RoutingPolicy
 from headrace_cluster.slots.ledger import SlotLedger
 from headrace_workers.engines.echo import EchoEngine
-from headrace_workers.replica import Replica
+from headrace_workers.replicas.replica import Replica
 from support.bad_days import GatedEngine, RecordingEngine, SlowEngine
 from support.local_pool import Runs
 from support.replicas import DyingReplica, HangingReplica

@@ -19,7 +19,7 @@ from headrace_cluster.router.process import RouterProcess
 from headrace_cluster.scheduling.batch_former import FormingPolicy
 from headrace_workers.engines.base import Engine
 from headrace_workers.engines.echo import EchoEngine
-from headrace_workers.replica import Replica
+from headrace_workers.replicas.replica import Replica
 from support.bad_days import GatedEngine
 from support.by_hand import HandService
 from support.local_pool import LocalPool

@@ -14,7 +14,7 @@ from headrace_cluster.router.lease import Lease
 from headrace_cluster.router.model_router import ModelRouter
 from headrace_cluster.scheduling.batch_former import FormingPolicy
 from headrace_cluster.scheduling.routing import RoutingPolicy
-from headrace_workers.model_host import ModelHost
+from headrace_workers.hosting.model_host import ModelHost
 from support.hosting import config_of, make
 from support.local_pool import LocalPool
 from support.waiting import eventually

@@ -10,8 +10,8 @@ from headrace.messages import Batch, BatchOutcome, Fate, JobOutcomes, LaneEntry
 from headrace_cluster.scheduling.batch_former import FormingPolicy, WaitingJob
 from headrace_cluster.scheduling.routing import RoutingPolicy
 from headrace_cluster.scheduling.scheduler import Scheduler
-from headrace_workers.replica import Replica
-from headrace_workers.turns import Turns
+from headrace_workers.replicas.replica import Replica
+from headrace_workers.replicas.turns import Turns
 from support.bad_days import GatedEngine
 from support.decoders import FakeDecoder
 from support.raw import envelope

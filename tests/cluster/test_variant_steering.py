@@ -22,7 +22,7 @@ from headrace_cluster.autoscaling.variant_ladder import LadderPolicy
 from headrace_cluster.autoscaling.variant_steering import VariantSteering, load_of
 from headrace_cluster.config.settings import load_config
 from headrace_cluster.scheduling.cost_model import CostModel
-from headrace_workers.variant_choice import WantedVariant
+from headrace_workers.variants.choice import WantedVariant
 
 RUNGS = (Rung("fp32", 1.0, 1.0), Rung("int8", 0.99, 3.0))
 LADDER = LadderPolicy(step_after_s=2, back_after_s=3, drain_s=10)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from headrace.errors import ArtifactError, ArtifactTamperedError, ModelLoadError
-from headrace_workers.artifact import Source, open_artifact, write_artifact
+from headrace_workers.artifacts.artifact import Source, open_artifact, write_artifact
 from headrace_workers.models import remote_artifact
 from headrace_workers.models.artifact_cache import artifact_cache, fetch_artifact
 

@@ -8,8 +8,8 @@ from contextlib import aclosing
 
 from headrace.tasks import end_task
 from headrace_cluster.pools.port import ReplicaLostError
-from headrace_workers.decoder_replica import DecoderReplica
 from headrace_workers.engines.stepping import StepEngine
+from headrace_workers.replicas.decoder_replica import DecoderReplica
 from support.decoders import FakeDecoder
 
 __all__ = ["MortalReplica"]

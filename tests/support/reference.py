@@ -23,7 +23,7 @@ from headrace import ClientSettings
 from headrace.models.registry import Limits
 from headrace_cluster.config import models, pools, settings, variants
 from headrace_workers.engines.factory import EngineConfig
-from headrace_workers.observability import LogsConfig, MetricsConfig, TracingConfig
+from headrace_workers.telemetry.observability import LogsConfig, MetricsConfig, TracingConfig
 
 __all__ = ["PAGE", "documented", "rewritten", "undocumented"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from headrace.messages import Batch
 from headrace_cluster.pools.port import ReplicaLostError
-from headrace_workers.replica import Replica
+from headrace_workers.replicas.replica import Replica
 
 __all__ = ["DyingReplica", "HangingReplica"]
 

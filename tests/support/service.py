@@ -14,11 +14,11 @@ from headrace_cluster.router.generation import GenerationFence
 from headrace_cluster.router.lease import Lease
 from headrace_cluster.router.model_router import ModelRouter
 from headrace_cluster.scheduling.routing import RoutingPolicy
-from headrace_workers.decoder_replica import DecoderReplica
 from headrace_workers.engines.base import Engine
 from headrace_workers.engines.echo import EchoEngine
-from headrace_workers.replica import Replica
-from headrace_workers.replica_watch import ReplicaWatch
+from headrace_workers.replicas.decoder_replica import DecoderReplica
+from headrace_workers.replicas.replica import Replica
+from headrace_workers.replicas.watch import ReplicaWatch
 from support.local_pool import LocalPool
 
 __all__ = ["PlainService", "leased"]

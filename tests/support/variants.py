@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from headrace_workers.artifact import Artifact, Source
+from headrace_workers.artifacts.artifact import Artifact, Source
 from headrace_workers.compression.checkpoint import files_of, write_subject
 from headrace_workers.compression.contents import contents_of
 from headrace_workers.compression.merging import merge_artifacts

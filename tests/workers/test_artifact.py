@@ -13,8 +13,16 @@ import pytest
 import torch
 
 from headrace.errors import ArtifactError, ArtifactTamperedError, ModelLoadError
-from headrace_workers import Prepared, artifact
-from headrace_workers.artifact import Source, VariantContent, is_artifact, open_artifact, sha256_of, write_artifact
+from headrace_workers import Prepared
+from headrace_workers.artifacts import artifact
+from headrace_workers.artifacts.artifact import (
+    Source,
+    VariantContent,
+    is_artifact,
+    open_artifact,
+    sha256_of,
+    write_artifact,
+)
 from headrace_workers.compression import build_artifact
 from headrace_workers.engines.encoder import EncoderEngine
 

@@ -12,9 +12,10 @@ import pytest
 from headrace_cluster.bench import cold_start
 from headrace_cluster.bench.cold_start import run_cold_start
 from headrace_cluster.bench.cold_start_process import main
-from headrace_workers.cold_start import PHASES, ColdStart, phase
 from headrace_workers.engines.echo import EchoEngine
 from headrace_workers.engines.factory import EngineConfig, make_engine
+from headrace_workers.replicas.first_answer import answer_once
+from headrace_workers.telemetry.cold_start import PHASES, ColdStart, phase
 
 
 class _Clock:
@@ -63,7 +64,7 @@ def test_an_engine_says_where_it_is(minilm: Path) -> None:
     start = ColdStart()
     with start.active():
         engine = make_engine(EngineConfig(kind="encoder", model=str(minilm), kernels="int8"))
-    start.answer_once(engine)
+    answer_once(engine, start)
     assert set(start.seconds) == set(PHASES) - {"process"}
     assert min(start.seconds.values()) >= 0
 
@@ -76,7 +77,7 @@ def test_an_engine_that_cannot_answer_its_example_starts_all_the_same(caplog: py
             raise ValueError("a secret")
 
     start = ColdStart()
-    start.answer_once(Quoting())
+    answer_once(Quoting(), start)
     assert "first_answer" in start.seconds
     assert "ValueError at " in caplog.text
     assert "secret" not in caplog.text

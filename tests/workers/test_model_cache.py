@@ -14,7 +14,7 @@ import pytest
 from headrace.errors import ModelLoadError
 from headrace_workers.engines.base import ItemError
 from headrace_workers.engines.factory import EngineConfig
-from headrace_workers.model_cache import ModelCache
+from headrace_workers.hosting.model_cache import ModelCache
 from support.hosting import MarkedEngine, config_of, make
 from support.waiting import eventually
 
@@ -221,7 +221,7 @@ async def test_each_failure_is_waited_for_twice_as_long_and_a_success_starts_ane
             now_s[0] += 1.0
 
     async with caching("a", "b", memory_bytes=MIB, make=maybe) as cache:
-        monkeypatch.setattr("headrace_workers.model_cache.time.monotonic", lambda: now_s[0])
+        monkeypatch.setattr("headrace_workers.hosting.model_cache.time.monotonic", lambda: now_s[0])
         await until(300.0)
         assert tried == [0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 123.0, 183.0, 243.0]
         assert cache.counts.failed_loads == 10

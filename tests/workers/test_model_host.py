@@ -15,11 +15,11 @@ from headrace import AsyncClient, Job
 from headrace.errors import DecodeError, ModelLoadError
 from headrace.messages import BatchOutcome, Fate, JobOutcomes, RetryPolicy
 from headrace.messages.host import HostReply
-from headrace_workers.compute_turns import ComputeTurns
 from headrace_workers.engines.base import EngineInfo
 from headrace_workers.engines.factory import EngineConfig, make_engine
-from headrace_workers.model_bytes import LEAST_BYTES, expected_bytes, loaded_bytes
-from headrace_workers.model_host import ModelHost
+from headrace_workers.hosting.compute_turns import ComputeTurns
+from headrace_workers.hosting.model_bytes import LEAST_BYTES, expected_bytes, loaded_bytes
+from headrace_workers.hosting.model_host import ModelHost
 from support.by_hand import HandService
 from support.decoders import words_of
 from support.hosting import MarkedEngine, batch_of, config_of, make
@@ -158,7 +158,7 @@ async def test_a_model_that_cannot_be_loaded_is_tried_again_after_a_while(
         return make(config)
 
     async with hosting(redis_url, "a", "b", make=maybe) as there:
-        monkeypatch.setattr("headrace_workers.model_cache.time.monotonic", lambda: now_s[0])
+        monkeypatch.setattr("headrace_workers.hosting.model_cache.time.monotonic", lambda: now_s[0])
         await there.send("b", id="x")
         failure = (await there.client.result("x", model="b")).failure
         assert failure is not None

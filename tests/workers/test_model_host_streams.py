@@ -15,7 +15,7 @@ from headrace.errors import ModelLoadError
 from headrace.messages import Fate, JobOutcomes
 from headrace.messages.host import HostReply
 from headrace_workers.engines.factory import EngineConfig, make_engine
-from headrace_workers.model_host import ModelHost
+from headrace_workers.hosting.model_host import ModelHost
 from support.by_hand import HandService
 from support.hosting import batch_of, config_of
 from support.waiting import eventually
@@ -86,7 +86,7 @@ class Loading:
 @pytest.fixture
 def loading(monkeypatch: pytest.MonkeyPatch) -> Loading:
     """Of a host that says often that it lives."""
-    monkeypatch.setattr("headrace_workers.model_host.LIFE_S", 0.01)
+    monkeypatch.setattr("headrace_workers.hosting.model_host.LIFE_S", 0.01)
     return Loading()
 
 

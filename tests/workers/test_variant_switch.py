@@ -19,13 +19,13 @@ from headrace.messages.rungs import Rung, rungs_field, unpack_rungs, variant_fie
 from headrace.server.connection import commands, execute
 from headrace.tasks import end_task
 from headrace_cluster.scheduling.routing import RoutingPolicy
-from headrace_workers.adaptive import AdaptiveModel
-from headrace_workers.artifact import Artifact
-from headrace_workers.engine_shelf import EngineShelf
+from headrace_workers.artifacts.artifact import Artifact
 from headrace_workers.engines.factory import EngineConfig
 from headrace_workers.models.source import ModelSource, find_source
-from headrace_workers.variant_choice import WantedVariant, loading_bytes, rungs_of
-from headrace_workers.variant_switch import EngineLostError, VariantSwitch
+from headrace_workers.replicas.engine_shelf import EngineShelf
+from headrace_workers.variants.adaptive import AdaptiveModel
+from headrace_workers.variants.choice import WantedVariant, loading_bytes, rungs_of
+from headrace_workers.variants.switch import EngineLostError, VariantSwitch
 from support.bad_days import GatedEngine
 from support.decoders import FakeDecoder, words_of
 from support.service import PlainService

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headrace.errors import ArtifactError
-from headrace_workers.artifact import Artifact, Requires, Source, VariantContent, write_artifact
+from headrace_workers.artifacts.artifact import Artifact, Requires, Source, VariantContent, write_artifact
 from headrace_workers.models.variants import fitting_variant
 
 

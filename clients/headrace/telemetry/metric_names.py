@@ -125,7 +125,7 @@ _COUNTERS: Final = (
     _counter("late_jobs", "jobs", "model", "Jobs that were computed although somebody else had answered them."),
     _counter("retried_jobs", "jobs", "model", "Jobs that failed and were handed back for another attempt later."),
     _counter("returned_jobs", "jobs", "model", "Jobs that were dispatched and came back without an answer."),
-    _counter("expired_jobs", "jobs", "model", "Jobs whose deadline passed before they were dispatched."),
+    _counter("expired_jobs", "jobs", "model", "Jobs whose deadline passed, or could not be met, before they ran."),
     _counter("cancelled_jobs", "jobs", "model", "Jobs that their producer called off before they were dispatched."),
     _counter("dead_lettered_jobs", "jobs", "model", "Jobs that were set aside because they failed alone on a replica."),
     _counter("refused_jobs", "jobs", "model", "Jobs that this service does not understand, answered with an error."),

@@ -15,7 +15,7 @@ from headrace_cluster.autoscaling.metrics import ScalingMeter
 from headrace_cluster.autoscaling.placeable import Node
 from headrace_cluster.autoscaling.plan import ScalingPlan
 from headrace_cluster.redis_address import RedisAddress
-from headrace_workers.metering import meter_for
+from headrace_workers.telemetry.metering import meter_for
 
 __all__ = ["loop_of"]
 

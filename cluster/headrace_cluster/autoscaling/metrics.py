@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from headrace_cluster.autoscaling.autoscaler import Cause, Decision
 from headrace_cluster.autoscaling.observation import Observation
-from headrace_workers.metering import Meter
+from headrace_workers.telemetry.metering import Meter
 
 __all__ = ["ScalingMeter"]
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from headrace_cluster.autoscaling.variant_ladder import LadderPolicy
 from headrace_cluster.scheduling.cost_model import CPU_PRIOR, Coefficients
-from headrace_workers.observability import LogsConfig
+from headrace_workers.telemetry.observability import LogsConfig
 
 __all__ = ["LEAST_COOL_DOWN_S", "ModelPlan", "PoolPlan", "ScalingPlan"]
 

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any, Final
 
 from headrace_cluster.bench.models import packaged_encoder
-from headrace_workers.cold_start import PHASES
+from headrace_workers.telemetry.cold_start import PHASES
 
 __all__ = ["run_cold_start"]
 

@@ -17,9 +17,10 @@ def main(began_s: float, model: str) -> None:
     process_s = time.time() - began_s
     importing_s = time.perf_counter()
     from headrace_workers import node
-    from headrace_workers.cold_start import ColdStart
     from headrace_workers.engines import encoder, factory  # noqa: F401
-    from headrace_workers.replica import Replica  # noqa: F401  # what a replica imports besides its engine
+    from headrace_workers.replicas.first_answer import answer_once
+    from headrace_workers.replicas.replica import Replica  # noqa: F401  # what a replica imports besides its engine
+    from headrace_workers.telemetry.cold_start import ColdStart
 
     start, worker_import_s = ColdStart(), time.perf_counter() - importing_s
     start.note("process", process_s)
@@ -27,7 +28,7 @@ def main(began_s: float, model: str) -> None:
     node.prepare_process(1)
     with start.active():
         engine = factory.make_engine(factory.EngineConfig(kind="encoder", model=model))
-    start.answer_once(engine)
+    answer_once(engine, start)
     print(json.dumps({**start.seconds, "worker_import": worker_import_s}))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from headrace_cluster.corpus import reference_texts
-from headrace_workers.artifact import open_artifact
+from headrace_workers.artifacts.artifact import open_artifact
 from headrace_workers.compression.data import Examples, split
 from headrace_workers.compression.evaluation.judging import Measures
 from headrace_workers.compression.pipeline import compress_subject

@@ -14,7 +14,7 @@ from typing import Self
 
 from headrace_cluster.pools.port import ReplicaLostError
 from headrace_workers.engines.echo import EchoEngine
-from headrace_workers.replica import Replica
+from headrace_workers.replicas.replica import Replica
 
 __all__ = ["ReplicaThread", "ThreadPool"]
 

@@ -21,7 +21,7 @@ from headrace_cluster.config.pools import POOL_PATTERN, PoolConfig, SharedPoolCo
 from headrace_cluster.config.sources import ConfigSources
 from headrace_cluster.config.strict import StrictConfig
 from headrace_cluster.redis_address import RedisAddress
-from headrace_workers.observability import LogsConfig, MetricsConfig, Observability, TracingConfig
+from headrace_workers.telemetry.observability import LogsConfig, MetricsConfig, Observability, TracingConfig
 
 __all__ = ["RedisConfig", "RouterConfig", "ServiceConfig", "load_config"]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from headrace_cluster.config.strict import StrictConfig
-from headrace_workers.variant_choice import WantedVariant
+from headrace_workers.variants.choice import WantedVariant
 
 __all__ = ["AdaptiveConfig", "VariantConfig"]
 

@@ -14,7 +14,7 @@ from headrace.doctor import Case, Diagnosis, Level
 from headrace.errors import ArtifactError, ConfigError
 from headrace_cluster.config.models import ModelConfig
 from headrace_cluster.config.settings import ServiceConfig, load_config
-from headrace_workers.artifact import Artifact, is_artifact, open_artifact
+from headrace_workers.artifacts.artifact import Artifact, is_artifact, open_artifact
 from headrace_workers.models.remote_artifact import is_url
 from headrace_workers.models.variants import fitting_variant
 

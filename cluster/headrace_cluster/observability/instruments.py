@@ -7,9 +7,9 @@ from typing import Literal
 
 from headrace.telemetry.structured_logs import configure_logs
 from headrace.telemetry.tracing import Tracer
-from headrace_workers.metering import Meter, meter_for
-from headrace_workers.observability import Observability
-from headrace_workers.span_exporter import make_tracer
+from headrace_workers.telemetry.metering import Meter, meter_for
+from headrace_workers.telemetry.observability import Observability
+from headrace_workers.telemetry.span_exporter import make_tracer
 
 __all__ = ["Instruments"]
 

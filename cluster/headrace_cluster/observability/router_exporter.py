@@ -22,7 +22,7 @@ from headrace.messages.job import PRIORITIES
 from headrace.models.overview import ModelOverview, read_overviews
 from headrace.server.connection import commands, execute_near, translated
 from headrace_cluster.router.model_router import ModelRouter
-from headrace_workers.metering import Meter
+from headrace_workers.telemetry.metering import Meter
 
 __all__ = ["RouterExporter"]
 

@@ -13,7 +13,7 @@ from typing import Final
 from headrace.telemetry.tracing import NO_TRACER, Tracer
 from headrace_cluster.scheduling.batch_former import WaitingJob
 from headrace_cluster.slots.ledger import pool_of
-from headrace_workers.metering import NO_METER, Meter
+from headrace_workers.telemetry.metering import NO_METER, Meter
 
 __all__ = ["RouterWatch"]
 

@@ -21,14 +21,15 @@ from headrace_cluster.pools.port import BatchFailedError, PoolPort, ReplicaLostE
 from headrace_cluster.pools.replicas import replicas_of
 from headrace_cluster.redis_address import RedisAddress
 from headrace_workers import node
-from headrace_workers.adaptive import AdaptiveModel
-from headrace_workers.cold_start import ColdStart
-from headrace_workers.decoder_replica import DecoderReplica
 from headrace_workers.engines.factory import EngineConfig, make_engine
-from headrace_workers.observability import Observability
-from headrace_workers.replica import Replica
-from headrace_workers.replica_watch import ReplicaWatch
-from headrace_workers.variant_choice import WantedVariant
+from headrace_workers.replicas.decoder_replica import DecoderReplica
+from headrace_workers.replicas.first_answer import answer_once
+from headrace_workers.replicas.replica import Replica
+from headrace_workers.replicas.watch import ReplicaWatch
+from headrace_workers.telemetry.cold_start import ColdStart
+from headrace_workers.telemetry.observability import Observability
+from headrace_workers.variants.adaptive import AdaptiveModel
+from headrace_workers.variants.choice import WantedVariant
 
 __all__ = ["JoinedPools", "PoolReplica", "ServePool"]
 
@@ -69,7 +70,7 @@ class PoolReplica:
         with self._start.active():
             self._adaptive = None if wanted is None else AdaptiveModel(engine, wanted, device)
             made: Any = self._adaptive.make() if self._adaptive else make_engine(engine, device=device)
-        self._start.answer_once(made)
+        answer_once(made, self._start)
         hosts = DecoderReplica if engine.generates else Replica
         self._replica: Any = hosts(model, made, redis_url=self._url, watch=self._watch)
 

@@ -16,11 +16,11 @@ from headrace_cluster.redis_address import RedisAddress
 from headrace_cluster.slots.model_slots import ModelSlots
 from headrace_cluster.slots.shared_slots import SharedSlots
 from headrace_workers import node
-from headrace_workers.cold_start import ColdStart
 from headrace_workers.engines.factory import EngineConfig, make_engine
-from headrace_workers.model_host import ModelHost
-from headrace_workers.observability import Observability
-from headrace_workers.replica_watch import ReplicaWatch
+from headrace_workers.hosting.model_host import ModelHost
+from headrace_workers.replicas.watch import ReplicaWatch
+from headrace_workers.telemetry.cold_start import ColdStart
+from headrace_workers.telemetry.observability import Observability
 
 __all__ = ["HostReplica", "SharedPool"]
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from headrace_workers.artifact import Task
+from headrace_workers.artifacts.artifact import Task
 from headrace_workers.compression.data import Examples, Split, split
 from headrace_workers.compression.pipeline import compress_subject
 from headrace_workers.compression.recipe import parse_recipe

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from headrace.errors import ArtifactError, CompressionError, ModelLoadError
-from headrace_workers.artifact import Artifact, open_artifact
+from headrace_workers.artifacts.artifact import Artifact, open_artifact
 from headrace_workers.compression.build import build_artifact
 from headrace_workers.compression.data import Examples, Split, split
 from headrace_workers.compression.edge.export import export_artifact

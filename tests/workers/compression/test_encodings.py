@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from headrace.errors import ArtifactError
-from headrace_workers.artifact import Artifact, Source, Structure, VariantContent, sha256_of, write_artifact
+from headrace_workers.artifacts.artifact import Artifact, Source, Structure, VariantContent, sha256_of, write_artifact
 from headrace_workers.compression.contents import contents_of
 from headrace_workers.compression.data import Examples
 from headrace_workers.compression.evaluation.prepared import prepared_copy

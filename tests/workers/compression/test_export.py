@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from headrace.errors import CompressionError
-from headrace_workers.artifact import Artifact, Source
+from headrace_workers.artifacts.artifact import Artifact, Source
 from headrace_workers.compression.checkpoint import files_of, write_subject
 from headrace_workers.compression.contents import contents_of
 from headrace_workers.compression.edge.export import export_artifact

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headrace.errors import ArtifactError
-from headrace_workers.artifact import Artifact, Requires, Source, Structure, VariantContent, write_artifact
+from headrace_workers.artifacts.artifact import Artifact, Requires, Source, Structure, VariantContent, write_artifact
 from headrace_workers.compression.merging import merge_artifacts
 
 SHARED = {"embeddings": torch.arange(4096, dtype=torch.float32), "norm": torch.ones(8)}

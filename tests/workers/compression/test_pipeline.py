@@ -24,7 +24,7 @@ from headrace.errors import (
     RecipeError,
     StageError,
 )
-from headrace_workers.artifact import open_artifact
+from headrace_workers.artifacts.artifact import open_artifact
 from headrace_workers.compression.data import Examples, Split, split
 from headrace_workers.compression.pipeline import Measures, Step, compress, compress_subject
 from headrace_workers.compression.recipe import Recipe, parse_recipe

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from headrace_workers.artifact import open_artifact
+from headrace_workers.artifacts.artifact import open_artifact
 from headrace_workers.compression.data import Examples, split
 from headrace_workers.compression.pipeline import compress_subject
 from headrace_workers.compression.recipe import parse_recipe

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from headrace_workers.artifact import open_artifact
+from headrace_workers.artifacts.artifact import open_artifact
 from headrace_workers.compression.data import Examples, split
 from headrace_workers.compression.evaluation.judging import Measures
 from headrace_workers.compression.recipe import Distill, Quantize, Recipe, Recover, Student, Training

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.errors import ArtifactError
-from headrace_workers.artifact import Source, Structure, VariantContent, write_artifact
+from headrace_workers.artifacts.artifact import Source, Structure, VariantContent, write_artifact
 from headrace_workers.compression.data import Examples
 from headrace_workers.compression.pruning.layout import layout_of
 from headrace_workers.compression.pruning.structured import prune_structured

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from headrace.errors import StageError
-from headrace_workers.artifact import Source, VariantContent, open_artifact, write_artifact
+from headrace_workers.artifacts.artifact import Source, VariantContent, open_artifact, write_artifact
 from headrace_workers.compression.data import Examples, Split
 from headrace_workers.compression.pruning.unstructured import best_of_each, hold_zeros, masks_of, prune, wanda_mask
 from headrace_workers.compression.recipe import Prune

@@ -15,7 +15,7 @@ from headrace_workers.engines.decoder import DecoderEngine, Event
 from headrace_workers.generation.generation import Generation
 from headrace_workers.generation.runner import PAGE_TOKENS
 from headrace_workers.generation.speculation import DraftPolicy
-from headrace_workers.model_bytes import resident_bytes
+from headrace_workers.hosting.model_bytes import resident_bytes
 from support.tiny_decoder import TINY_CONTEXT, tiny_decoder
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}

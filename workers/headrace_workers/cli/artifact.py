@@ -27,7 +27,7 @@ _Variant = Annotated[str | None, typer.Option("--variant", metavar="NAME", help=
 @artifact.command()
 def show(path: _Path, *, layers: _Layers = False, as_json: AsJson = False) -> int:
     """Say what an artifact is, where it comes from, and what was measured of it. It is verified first."""
-    from headrace_workers.artifact import open_artifact
+    from headrace_workers.artifacts.artifact import open_artifact
     from headrace_workers.compression.description import describe_artifact
 
     described = describe_artifact(open_artifact(path))
@@ -47,7 +47,7 @@ def show(path: _Path, *, layers: _Layers = False, as_json: AsJson = False) -> in
 @artifact.command()
 def verify(path: _Path, *, as_json: AsJson = False) -> int:
     """Compare every file with the hash that the manifest promises, and decode every tensor."""
-    from headrace_workers.artifact import open_artifact
+    from headrace_workers.artifacts.artifact import open_artifact
 
     opened = open_artifact(path)
     for name in opened.manifest.variants:
@@ -62,7 +62,7 @@ def verify(path: _Path, *, as_json: AsJson = False) -> int:
 @artifact.command()
 def diff(one: _Path, other: _Other, *, as_json: AsJson = False) -> int:
     """Say how two artifacts differ: manifests, sizes, metrics, schemes, and how far weights are apart."""
-    from headrace_workers.artifact import open_artifact
+    from headrace_workers.artifacts.artifact import open_artifact
     from headrace_workers.compression.description import compare_artifacts
 
     found = compare_artifacts(open_artifact(one), open_artifact(other))
@@ -81,7 +81,7 @@ def export(
     path: _Path, *, format_: _Format = "onnx", output: _Output, variant: _Variant = None, as_json: AsJson = False
 ) -> int:
     """Write an artifact in another form: ONNX, `torch.export`, or ExecuTorch."""
-    from headrace_workers.artifact import open_artifact
+    from headrace_workers.artifacts.artifact import open_artifact
     from headrace_workers.compression.edge.export import export_artifact
 
     export_artifact(open_artifact(path), format_, output, variant=variant)  # type: ignore[arg-type]  # it is checked

@@ -10,7 +10,7 @@ import typer
 
 from headrace.cli.options import AsJson
 from headrace.cli.output import CommandError, Output
-from headrace_workers.artifact import Task
+from headrace_workers.artifacts.artifact import Task
 from headrace_workers.cli.recipe_options import complete_recipe, ready_names, with_settings
 from headrace_workers.cli.search import DEFAULT_BUDGET_S, SearchOptions, search_for
 from headrace_workers.cli.search import redecide as decide_again

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.errors import ModelLoadError
-from headrace_workers.artifact import Artifact, Source, Task, sha256_of
+from headrace_workers.artifacts.artifact import Artifact, Source, Task, sha256_of
 from headrace_workers.compression.checkpoint import files_of, write_subject
 from headrace_workers.compression.contents import contents_of
 from headrace_workers.compression.quantization.quantize import LEFT_ALONE, QuantizationReport, quantize_model

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from headrace.errors import ArtifactError, CompressionError
-from headrace_workers.artifact import Artifact, Source, Variant, VariantContent, open_artifact, write_artifact
+from headrace_workers.artifacts.artifact import Artifact, Source, Variant, VariantContent, open_artifact, write_artifact
 from headrace_workers.compression.subject import Subject, TextSubject
 from headrace_workers.models.loading import load_model
 from headrace_workers.models.source import ModelSource

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from headrace_workers.artifact import Structure, VariantContent
+from headrace_workers.artifacts.artifact import Structure, VariantContent
 from headrace_workers.compression.quantization.layers import weight_of
 from headrace_workers.compression.subject import Subject
 from headrace_workers.kernels.layers import QuantizedEmbedding, QuantizedLinear

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headrace_workers.artifact import Artifact, Variant
+from headrace_workers.artifacts.artifact import Artifact, Variant
 from headrace_workers.kernels.schemes import parse_scheme
 from headrace_workers.kernels.weights import AffineWeight
 

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from headrace_workers.artifact import Encoding, VariantContent
+from headrace_workers.artifacts.artifact import Encoding, VariantContent
 from headrace_workers.compression.quantization.packing import (
     from_bitmask,
     nonzero,

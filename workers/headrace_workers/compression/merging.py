@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from headrace.errors import ArtifactError
-from headrace_workers.artifact import Artifact, Variant, VariantContent, open_artifact, write_artifact
+from headrace_workers.artifacts.artifact import Artifact, Variant, VariantContent, open_artifact, write_artifact
 
 __all__ = ["merge_artifacts"]
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from headrace.errors import ArtifactError, CompressionDataError, GateError, ModelLoadError
 from headrace_workers import node
-from headrace_workers.artifact import Source, Task, sha256_of
+from headrace_workers.artifacts.artifact import Source, Task, sha256_of
 from headrace_workers.compression.checkpoint import files_of, write_subject
 from headrace_workers.compression.contents import contents_of
 from headrace_workers.compression.data import Split, read_examples, split

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from headrace_workers.artifact import Artifact, Source
+from headrace_workers.artifacts.artifact import Artifact, Source
 from headrace_workers.compression.checkpoint import Record, files_of, open_checkpoint, subject_of, write_subject
 from headrace_workers.compression.contents import contents_of
 from headrace_workers.compression.data import Split

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.errors import CompressionDataError
-from headrace_workers.artifact import Structure, Task
+from headrace_workers.artifacts.artifact import Structure, Task
 from headrace_workers.compression.data import Examples
 from headrace_workers.compression.embedding import pooled
 from headrace_workers.models.loading import LoadedModel, load_model, max_tokens_of

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from headrace.errors import FailureCode, ModelLoadError
 from headrace_workers import node
-from headrace_workers.cold_start import phase
 from headrace_workers.engines.base import EngineInfo, ItemError, Prepared
 from headrace_workers.generation.constraint import ConstraintCompiler
 from headrace_workers.generation.draft import Draft
@@ -40,6 +39,7 @@ from headrace_workers.models.preparing import Device
 from headrace_workers.models.source import find_source
 from headrace_workers.models.tokenizer import serialized_tokenizer
 from headrace_workers.models.variants import fitting_variant
+from headrace_workers.telemetry.cold_start import phase
 
 __all__ = ["DecoderEngine", "Event"]
 

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import FailureCode, ModelLoadError
 from headrace_workers import node
-from headrace_workers.artifact import Task
-from headrace_workers.cold_start import phase
+from headrace_workers.artifacts.artifact import Task
 from headrace_workers.engines.base import EngineInfo, ItemError, Prepared
 from headrace_workers.engines.tasks import (
     EmbeddingTask,
@@ -37,6 +36,7 @@ from headrace_workers.models.preparing import Device, Precision, prepare_model
 from headrace_workers.models.source import ModelSource, find_source
 from headrace_workers.models.tokenizer import Tokenized, load_tokenizer
 from headrace_workers.models.variants import fitting_variant
+from headrace_workers.telemetry.cold_start import phase
 
 __all__ = ["MAX_TOKENS_PER_PASS", "EncoderEngine", "Overlong", "Precision"]
 

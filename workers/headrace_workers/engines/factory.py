@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from headrace_workers.cold_start import phase
 from headrace_workers.engines.base import Engine
+from headrace_workers.telemetry.cold_start import phase
 
 __all__ = ["EngineConfig", "make_engine"]
 

@@ -18,10 +18,10 @@ from typing import Any, Final, Literal, NamedTuple
 
 from headrace.errors import FailureCode
 from headrace.telemetry.structured_logs import about, raised_at
-from headrace_workers.batch_jobs import expired, failed
 from headrace_workers.engines.base import ItemError
 from headrace_workers.engines.stepping import StepEngine
 from headrace_workers.generation.served_job import ServedJob
+from headrace_workers.replicas.batch_jobs import expired, failed
 
 __all__ = ["DecodeLoop", "Happening"]
 

@@ -20,8 +20,8 @@ from headrace.codec import pack
 from headrace.messages import Fate
 from headrace.scripts import ChunkOutcome, Delivery
 from headrace.serving.answers import write_chunks
-from headrace_workers.batch_jobs import write_endings
 from headrace_workers.generation.served_job import ServedJob
+from headrace_workers.replicas.batch_jobs import write_endings
 
 __all__ = ["Outbox", "merge"]
 

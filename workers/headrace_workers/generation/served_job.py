@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from headrace.messages import Envelope, LaneEntry, Status
 from headrace.messages.chunk import Chunk, partial_output
 from headrace.scripts import Answer, GiveBack
-from headrace_workers.batch_jobs import answer_of, failure_of
 from headrace_workers.engines.base import ItemError, Prepared
 from headrace_workers.generation.batch_call import BatchCall
+from headrace_workers.replicas.batch_jobs import answer_of, failure_of
 
 if TYPE_CHECKING:
     from headrace_workers.generation.decode_loop import DecodeLoop

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from headrace.errors import ModelLoadError
-from headrace_workers.artifact import FileEntry
+from headrace_workers.artifacts.artifact import FileEntry
 from headrace_workers.models.remote_artifact import MANIFEST, RemoteArtifact
 
 __all__ = ["artifact_cache", "fetch_artifact"]

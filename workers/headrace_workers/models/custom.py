@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from headrace.errors import ArtifactError, ModelLoadError
-from headrace_workers.artifact import Artifact, Variant, open_artifact
+from headrace_workers.artifacts.artifact import Artifact, Variant, open_artifact
 from headrace_workers.kernels.layers import prepare_layers
 from headrace_workers.kernels.selection import KernelTable, Policy
 from headrace_workers.models.filling import fill

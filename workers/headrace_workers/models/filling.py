@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from headrace_workers.artifact import Variant
+from headrace_workers.artifacts.artifact import Variant
 from headrace_workers.kernels.layers import AffineLinear, CompressedLinear, QuantizedEmbedding
 from headrace_workers.kernels.schemes import INT8_ROW, LayerScheme, parse_scheme
 from headrace_workers.kernels.weights import AffineWeight, InputRange, Int8Weight, tied_weight

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import ModelLoadError
-from headrace_workers.artifact import sha256_of
+from headrace_workers.artifacts.artifact import sha256_of
 from headrace_workers.models.gguf_file import GgufFile, read_gguf
 from headrace_workers.models.gguf_tokenizer import gguf_tokenizer, gguf_tokenizer_config
 

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from headrace.errors import ArtifactError, ModelLoadError
-from headrace_workers.artifact import Task
-from headrace_workers.cold_start import phase
+from headrace_workers.artifacts.artifact import Task
 from headrace_workers.kernels.layers import QuantizedEmbedding, QuantizedLinear
 from headrace_workers.models.filling import fill
 from headrace_workers.models.source import ModelSource
 from headrace_workers.models.structure import apply_structure
+from headrace_workers.telemetry.cold_start import phase
 
 __all__ = ["LoadedModel", "load_model", "max_tokens_of", "quiet_transformers"]
 

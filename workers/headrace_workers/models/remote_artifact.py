@@ -18,7 +18,7 @@ from typing import Any, Final, Self, TypeVar
 from pydantic import ValidationError
 
 from headrace.errors import ArtifactError, ArtifactTamperedError, HeadraceError, ModelLoadError
-from headrace_workers.artifact import FileEntry, Manifest
+from headrace_workers.artifacts.artifact import FileEntry, Manifest
 
 __all__ = ["MANIFEST", "RemoteArtifact", "is_url"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from headrace.errors import ModelLoadError
-from headrace_workers.artifact import Artifact, Task, is_artifact, open_artifact
+from headrace_workers.artifacts.artifact import Artifact, Task, is_artifact, open_artifact
 from headrace_workers.models.artifact_cache import fetch_artifact
 from headrace_workers.models.gguf import import_gguf, is_gguf
 from headrace_workers.models.remote_artifact import is_url

@@ -14,7 +14,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from headrace.errors import ArtifactError
-from headrace_workers.artifact import Structure
+from headrace_workers.artifacts.artifact import Structure
 
 __all__ = ["HEAD_ATTRIBUTES", "WIDTH_ATTRIBUTES", "apply_structure", "drop_blocks"]
 

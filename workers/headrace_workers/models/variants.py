@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from headrace.errors import ArtifactError
-from headrace_workers.artifact import Artifact, Requires
+from headrace_workers.artifacts.artifact import Artifact, Requires
 
 __all__ = ["fitting_variant"]
 

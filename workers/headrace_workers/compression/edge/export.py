@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.errors import CompressionError
-from headrace_workers.artifact import Artifact, Variant, open_artifact
+from headrace_workers.artifacts.artifact import Artifact, Variant, open_artifact
 from headrace_workers.compression.embedding import pooled
 from headrace_workers.compression.quantization.layers import weight_of
 from headrace_workers.kernels.layers import QuantizedLinear

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from headrace.errors import RecipeError
-from headrace_workers.artifact import Task
+from headrace_workers.artifacts.artifact import Task
 from headrace_workers.compression.recipe import Gates
 
 __all__ = ["check_gates", "failures"]

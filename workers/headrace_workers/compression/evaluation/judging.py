@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace_workers.artifact import Artifact
+from headrace_workers.artifacts.artifact import Artifact
 from headrace_workers.compression.data import Examples
 from headrace_workers.compression.evaluation.evaluate import quality
 from headrace_workers.compression.evaluation.speed import (

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from headrace.errors import CompressionDataError
-from headrace_workers.artifact import Task, is_artifact, open_artifact
+from headrace_workers.artifacts.artifact import Task, is_artifact, open_artifact
 from headrace_workers.compression.data import Examples
 from headrace_workers.compression.evaluation.prepared import prepared_copy
 from headrace_workers.compression.subject import Subject

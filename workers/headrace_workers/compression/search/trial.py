@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from headrace_workers import node
-from headrace_workers.artifact import open_artifact, sha256_of
+from headrace_workers.artifacts.artifact import open_artifact, sha256_of
 from headrace_workers.compression.data import Split
 from headrace_workers.compression.evaluation.evaluate import quality
 from headrace_workers.compression.evaluation.judging import Measures

@@ -24,7 +24,7 @@ from headrace.messages.host import LoadedModel
 from headrace_workers import node
 from headrace_workers.engines.base import Engine, ItemError
 from headrace_workers.engines.factory import EngineConfig
-from headrace_workers.model_bytes import expected_bytes, loaded_bytes, resident_bytes
+from headrace_workers.hosting.model_bytes import expected_bytes, loaded_bytes, resident_bytes
 
 __all__ = ["CacheCounts", "ModelCache"]
 

@@ -12,8 +12,8 @@ from headrace_workers import node
 from headrace_workers.engines.base import Engine
 from headrace_workers.engines.factory import EngineConfig, make_engine
 from headrace_workers.models.source import find_source
-from headrace_workers.variant_choice import WantedVariant, loading_bytes, rungs_of
-from headrace_workers.variant_switch import Switchable, VariantSwitch
+from headrace_workers.variants.choice import WantedVariant, loading_bytes, rungs_of
+from headrace_workers.variants.switch import Switchable, VariantSwitch
 
 __all__ = ["AdaptiveModel"]
 

@@ -18,12 +18,12 @@ from headrace.messages import Batch, BatchOutcome, Envelope, Fate, LaneEntry, St
 from headrace.scripts import Answer, GiveBack
 from headrace.server.connection import commands
 from headrace.telemetry.structured_logs import about, raised_at
-from headrace_workers.batch_jobs import answer_of, expired, failed, failure_of, prepare_jobs, write_endings
-from headrace_workers.engine_shelf import EngineShelf
 from headrace_workers.engines.base import Engine, ItemError, Prepared
-from headrace_workers.heard_clock import HeardClock
-from headrace_workers.replica_watch import BatchTimes, ReplicaWatch
-from headrace_workers.turns import Turns
+from headrace_workers.replicas.batch_jobs import answer_of, expired, failed, failure_of, prepare_jobs, write_endings
+from headrace_workers.replicas.engine_shelf import EngineShelf
+from headrace_workers.replicas.heard_clock import HeardClock
+from headrace_workers.replicas.turns import Turns
+from headrace_workers.replicas.watch import BatchTimes, ReplicaWatch
 
 __all__ = ["Replica"]
 

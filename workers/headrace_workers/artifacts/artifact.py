@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from headrace.errors import ArtifactError, ArtifactTamperedError
-from headrace_workers.artifact_schema import (
+from headrace_workers.artifacts.blobs import Stored, divided
+from headrace_workers.artifacts.schema import (
     SCHEMA_VERSION,
     Encoding,
     FileEntry,
@@ -38,7 +39,6 @@ from headrace_workers.artifact_schema import (
     Task,
     Variant,
 )
-from headrace_workers.blobs import Stored, divided
 
 if TYPE_CHECKING:  # who only looks for a model need not wait for torch
     from torch import Tensor

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from headrace.messages import Envelope
 from headrace.telemetry.tracing import NO_TRACER, Tracer
 from headrace_workers.generation.pages import PagePool
-from headrace_workers.metering import NO_METER, Meter
+from headrace_workers.telemetry.metering import NO_METER, Meter
 
 __all__ = ["BatchTimes", "ReplicaWatch"]
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from headrace.errors import ConfigError
 from headrace.telemetry.tracing import NO_TRACER, Attributes, SpanKind, Tracer, context_of, is_sampled, traceparent_of
-from headrace_workers.observability import TracingConfig
+from headrace_workers.telemetry.observability import TracingConfig
 
 __all__ = ["SpanTracer", "make_tracer"]
 

@@ -8,20 +8,15 @@ does nothing unless somebody times them.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Final, Literal
 
-from headrace.telemetry.structured_logs import raised_at
-from headrace_workers.engines.base import Engine, ItemError
 from headrace_workers.scoped import scoped
 
 __all__ = ["PHASES", "ColdStart", "Phase", "phase"]
-
-log = logging.getLogger("headrace.replica")
 
 Phase = Literal["process", "import", "fetch", "load", "pack", "first_answer"]
 PHASES: Final[tuple[Phase, ...]] = ("process", "import", "fetch", "load", "pack", "first_answer")
@@ -55,15 +50,6 @@ class ColdStart:
             took_s = time.perf_counter() - began_s
             self.note(name, max(0.0, took_s - self._inner_s.pop()))
             self._inner_s[-1] += took_s
-
-    def answer_once(self, engine: Engine) -> None:
-        """Have the engine answer its own example: what it does on its first run is done before a job waits for it."""
-        with self.phase("first_answer"):
-            try:
-                prepared = engine.prepare([engine.example()])
-                engine.run([item for item in prepared if not isinstance(item, ItemError)])
-            except Exception as error:  # whoever wrote the engine; jobs will tell the same, each for itself
-                log.warning("the engine does not answer its own example: %s", raised_at(error))
 
 
 @contextmanager

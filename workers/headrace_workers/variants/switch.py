@@ -18,8 +18,8 @@ from headrace.keys import keys_of
 from headrace.messages.rungs import Rung, pack_rungs, rungs_field, variant_field
 from headrace.server.connection import commands, execute, translated
 from headrace_workers import node
-from headrace_workers.engine_shelf import EngineShelf
 from headrace_workers.engines.base import Engine
+from headrace_workers.replicas.engine_shelf import EngineShelf
 
 __all__ = ["EngineLostError", "Switchable", "VariantSwitch"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from headrace_workers.artifact_schema import Encoding
+    from headrace_workers.artifacts.schema import Encoding
 
 __all__ = ["Stored", "divided"]
 

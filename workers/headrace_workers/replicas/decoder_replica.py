@@ -23,8 +23,6 @@ from headrace.scripts import Begun, ChunkOutcome, Started, StartOutcome, new_own
 from headrace.server.connection import commands
 from headrace.serving.answers import begin_jobs
 from headrace.tasks import end_task
-from headrace_workers.batch_jobs import prepare_jobs
-from headrace_workers.engine_shelf import EngineShelf
 from headrace_workers.engines.base import ItemError
 from headrace_workers.engines.stepping import StepEngine
 from headrace_workers.generation.batch_call import BatchCall
@@ -33,9 +31,11 @@ from headrace_workers.generation.decode_loop import DecodeLoop, Happening
 from headrace_workers.generation.decode_loops import DecodeLoops
 from headrace_workers.generation.outbox import Outbox
 from headrace_workers.generation.served_job import ServedJob
-from headrace_workers.heard_clock import HeardClock
-from headrace_workers.replica_watch import BatchTimes, ReplicaWatch
-from headrace_workers.turns import Turns
+from headrace_workers.replicas.batch_jobs import prepare_jobs
+from headrace_workers.replicas.engine_shelf import EngineShelf
+from headrace_workers.replicas.heard_clock import HeardClock
+from headrace_workers.replicas.turns import Turns
+from headrace_workers.replicas.watch import BatchTimes, ReplicaWatch
 
 __all__ = ["DecoderReplica"]
 

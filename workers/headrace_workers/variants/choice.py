@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from headrace.errors import ModelLoadError
 from headrace.messages.rungs import Rung
-from headrace_workers.artifact import Artifact
+from headrace_workers.artifacts.artifact import Artifact
 from headrace_workers.models.source import ModelSource
 
 __all__ = ["WantedVariant", "loading_bytes", "rungs_of"]

@@ -22,16 +22,16 @@ from headrace.messages.host import HostReply
 from headrace.models.shards import model_of
 from headrace.server.connection import commands
 from headrace.tasks import end_task
-from headrace_workers.batch_jobs import failure_of, write_endings
-from headrace_workers.compute_turns import ComputeTurns, TurnTakingEngine
-from headrace_workers.decoder_replica import DecoderReplica
 from headrace_workers.engines.base import Engine, ItemError
 from headrace_workers.engines.factory import EngineConfig, make_engine
 from headrace_workers.generation.batch_call import LIFE_S
-from headrace_workers.model_cache import ModelCache
-from headrace_workers.replica import Replica
-from headrace_workers.replica_watch import ReplicaWatch
-from headrace_workers.turns import Turns
+from headrace_workers.hosting.compute_turns import ComputeTurns, TurnTakingEngine
+from headrace_workers.hosting.model_cache import ModelCache
+from headrace_workers.replicas.batch_jobs import failure_of, write_endings
+from headrace_workers.replicas.decoder_replica import DecoderReplica
+from headrace_workers.replicas.replica import Replica
+from headrace_workers.replicas.turns import Turns
+from headrace_workers.replicas.watch import ReplicaWatch
 
 __all__ = ["ModelHost"]
 

@@ -1,0 +1,1 @@
+"""Many models in one process: loading, evicting, taking turns at the cores."""

@@ -1,0 +1,1 @@
+"""Replicas: what stands between a router's call and an engine, and writes the answers."""
