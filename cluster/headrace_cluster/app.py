@@ -43,7 +43,7 @@ from headrace_cluster.observability.instruments import Instruments
 from headrace_cluster.observability.router_exporter import RouterExporter
 from headrace_cluster.observability.router_watch import RouterWatch
 from headrace_cluster.pools.serve_pool import JoinedPools, PoolReplica, ServePool
-from headrace_cluster.pools.shared_pool import HostReplica, SharedPool
+from headrace_cluster.pools.shared_pool import HostReplica, SharedPool, told_of
 from headrace_cluster.redis_address import RedisAddress
 from headrace_cluster.rollout.deployment_version import version_of
 from headrace_cluster.rollout.diff import routers_part
@@ -153,9 +153,8 @@ def _pool(
 
 def _shared_pool(config: ServiceConfig, name: str, options: PoolOptions) -> Application:
     pool, sharing = config.shared_pools[name], config.sharing(name)
-    engines = {model: hosted.engine for model, hosted in sharing.items()}
     arguments = (
-        *(engines, config.redis_address, pool.threads, pool.device),
+        *(config.redis_address, pool.threads, pool.device),
         *(pool.memory_bytes, name, config.observability),
     )
     # The parts of a replica that its models take of it together are one, whichever of them have them.
@@ -168,6 +167,7 @@ def _shared_pool(config: ServiceConfig, name: str, options: PoolOptions) -> Appl
         options=options,
         calls=most * config.router.replicas,
         longest_call_s=max(hosted.call_timeout_s for hosted in sharing.values()),
+        told=told_of({model: hosted.engine for model, hosted in sharing.items()}),
     )
 
 
@@ -180,6 +180,7 @@ def _replicas(
     options: PoolOptions,
     calls: int,
     longest_call_s: float,
+    told: dict[str, Any] | None = None,
 ) -> Application:
     """The deployment of a pool's replicas.
 
@@ -191,11 +192,13 @@ def _replicas(
         options: how pools are scaled and placed.
         calls: how many a replica has at once at most.
         longest_call_s: how long one may take.
+        told: what replicas are told while they run, too; a change of it exchanges none.
     """
     deployment = serve.deployment(hosts).options(
         name=name,
         version=version_of(*arguments),
         _internal=True,
+        user_config=told,
         max_surge_percent=100 if pool.update == "beside" else 0,
         **options.of(name, pool),
         logging_config=_QUIET,

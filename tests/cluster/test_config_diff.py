@@ -52,6 +52,20 @@ def test_an_engine_takes_new_replicas() -> None:
     assert not diff_of(config(), new).in_place
 
 
+def test_a_shared_pool_hosts_other_models_in_place() -> None:
+    """Its replicas have the version that they had; only the routers are exchanged."""
+    shared = {"pools": [{"shared": "hosts"}]}
+    pools = {"hosts": {"memory_bytes": 1 << 30}}
+    old = config({"m": ECHO | shared}, shared_pools=pools)
+    other = config({"m": {"engine": {"kind": "custom", "target": "a:B"}} | shared}, shared_pools=pools)
+    more = config({"m": ECHO | shared, "n": ECHO | shared}, shared_pools=pools)
+
+    assert {change.effect for change in diff_of(old, other).changes} == {Effect.ROUTERS}
+    assert {change.effect for change in diff_of(old, more).changes} == {Effect.ADDED}
+    assert _version(old, "@hosts") == _version(other, "@hosts") == _version(more, "@hosts")
+    assert len({_version(each) for each in (old, other, more)}) == 3
+
+
 def test_models_and_pools_come_and_go() -> None:
     """One line for each, and the names whose jobs must be seen to."""
     old = config({"m": ECHO | {"pools": [{"name": "cpu"}, {"name": "spare"}]}, "gone": ECHO})
@@ -102,8 +116,12 @@ def test_what_it_takes(fields: dict[str, Any], takes: Effect) -> None:
     assert (routers_part(old) == routers_part(new)) == same_routers
 
 
-def _version(of: ServiceConfig) -> str:
-    version = application(of, generation=1)._bound_deployment.version
+def _version(of: ServiceConfig, pool: str = "") -> str:
+    """Of the routers, or of a pool's replicas."""
+    deployment = application(of, generation=1)._bound_deployment
+    if pool:
+        deployment = deployment.init_args[2][pool]._bound_deployment
+    version = deployment.version
     assert version is not None
     return str(version)
 

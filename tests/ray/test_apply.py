@@ -41,6 +41,13 @@ def configuration(**models: dict[str, Any]) -> ServiceConfig:
     return load_config({"models": hosted, "router": SMALL | {"drain_s": 10}})
 
 
+def hosting(models: dict[str, dict[str, Any]]) -> ServiceConfig:
+    """The same, and these besides, in one shared pool."""
+    hosted = {name: model | {"pools": [{"shared": "hosts"}]} for name, model in models.items()}
+    plain = configuration(fragile=fragile("two"), **hosted).model_dump(exclude_unset=True, exclude={"redis_url"})
+    return load_config(plain | {"shared_pools": {"hosts": SMALL | {"memory_bytes": 1 << 30}}})
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
     """A service as `headrace serve` has it, with word left of where its Ray is."""
@@ -146,6 +153,19 @@ async def test_a_model_comes_and_goes(service: RunningService, client: AsyncClie
 
 
 # -- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+async def test_a_shared_pool_hosts_other_models_in_place(service: RunningService, client: AsyncClient) -> None:
+    """One more, and another engine for the one that was there: the host is the process that it was."""
+    one = hosting({"first": fragile("old")})
+    await asyncio.to_thread(applied, service, one)
+    before = await client.run(Job(model="first", input=""), timeout_s=60)
+    await asyncio.to_thread(applied, service, hosting({"first": fragile("new"), "second": fragile("too")}))
+    first, second = [await client.run(Job(model=name, input=""), timeout_s=60) for name in ("first", "second")]
+    await asyncio.to_thread(applied, service, configuration(fragile=fragile("two")))
+
+    assert [result.variant for result in (before, first, second)] == ["old", "new", "too"]
+    assert {result.unwrap() for result in (before, first, second)} == {before.unwrap()}
 
 
 def test_an_invalid_file(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ class Lent:
     """What stands for a model's replica."""
 
     name: str
+    config: EngineConfig
     engine: Any
     closed: bool = False
 
@@ -66,6 +67,68 @@ class Slow:
         self.begun.append(config.options["name"])
         assert self.go_on.wait(30)
         return make(config)
+
+
+# -- which models there are -----------------------------------------------------------------------------------------
+
+
+async def test_models_come_and_go_while_others_are_in_use() -> None:
+    """Who is no more is unloaded; who stays the same stays where it is."""
+    async with caching("a", "b") as cache, cache.lent("a") as in_use:
+        await used(cache, "b")
+        cache.replace({"a": config_of("a"), "c": config_of("c")})
+        assert "b" not in cache
+        await eventually(lambda: cache.used_bytes == MIB)
+        await used(cache, "c", "a")
+        assert not in_use.closed
+        assert (cache.counts.loads, cache.counts.evictions) == (3, 1)
+
+
+async def test_a_model_that_is_another_now_ends_with_its_last_batch() -> None:
+    """Who has it goes on with it; who comes gets the new one, beside it if there is room."""
+    async with caching("a", memory_bytes=3 * MIB) as cache:
+        async with cache.lent("a") as old:
+            cache.replace({"a": config_of("a", size=2 * MIB)})
+            async with cache.lent("a") as new:
+                assert (old.engine.info.details["bytes"], new.engine.info.details["bytes"]) == (MIB, 2 * MIB)
+                assert loaded(cache) == ["a"]
+                assert cache.used_bytes == 3 * MIB
+            assert not old.closed
+        await eventually(lambda: old.closed)
+        assert cache.used_bytes == 2 * MIB
+
+
+async def test_the_new_one_waits_for_the_old_where_there_is_no_room_for_both() -> None:
+    """And has its place as soon as its last batch is over."""
+    async with caching("a", memory_bytes=2 * MIB) as cache:
+        async with cache.lent("a") as old:
+            cache.replace({"a": config_of("a", size=2 * MIB)})
+            coming = asyncio.create_task(used(cache, "a"))
+            await eventually(lambda: cache._seats["a"].loading is not None)
+            assert not old.closed
+        await coming
+        assert old.closed
+        assert cache.used_bytes == 2 * MIB
+
+
+async def test_who_waits_for_a_model_that_goes_still_gets_it() -> None:
+    """The batch was taken for it."""
+    slow = Slow()
+    async with caching("a", make=slow) as cache:
+        waiting = asyncio.create_task(used(cache, "a"))
+        await eventually(lambda: bool(slow.begun))
+        cache.replace({})
+        slow.go_on.set()
+        await waiting
+        await eventually(lambda: cache.used_bytes == 0)
+
+
+async def test_closing_does_not_wait_for_who_goes() -> None:
+    """A batch that never ends keeps nobody."""
+    async with caching("a") as cache:
+        lent = await cache.lent("a").__aenter__()
+        cache.replace({})
+    assert lent.closed
 
 
 # -- who goes -------------------------------------------------------------------------------------------------------

@@ -22,14 +22,20 @@ from headrace_workers.replicas.watch import ReplicaWatch
 from headrace_workers.telemetry.cold_start import ColdStart
 from headrace_workers.telemetry.observability import Observability
 
-__all__ = ["HostReplica", "SharedPool"]
+__all__ = ["HostReplica", "SharedPool", "told_of"]
+
+
+def told_of(engines: Mapping[str, EngineConfig]) -> dict[str, Any]:
+    """What `HostReplica.reconfigure` is to be told for these models, by their names, as plain data."""
+    return {"engines": {name: engine.model_dump(mode="json", exclude_unset=True) for name, engine in engines.items()}}
 
 
 class HostReplica:
     """What Serve makes one actor of for each replica of a shared pool.
 
+    Which models it hosts, it is told by `reconfigure`: they come, go and change while it runs.
+
     Args:
-        engines: of each model, by the name under which producers know it.
         redis: where answers go.
         threads: compute threads.
         device: where the models run.
@@ -40,7 +46,6 @@ class HostReplica:
 
     def __init__(
         self,
-        engines: Mapping[str, EngineConfig],
         redis: RedisAddress,
         threads: int,
         device: Literal["cpu", "cuda"],
@@ -53,12 +58,16 @@ class HostReplica:
         self._instruments = Instruments.set_up(observability, "replica")
         node.prepare_process(threads)
         self._host = ModelHost(
-            engines,
+            {},
             redis_url=redis.resolve(),
             memory_bytes=memory_bytes,
             make=partial(make_engine, device=device),
             watch=ReplicaWatch(pool, self._instruments.meter, self._instruments.tracer),
         )
+
+    async def reconfigure(self, told: Mapping[str, Any]) -> None:
+        """Host the models that `told_of` names. Serve calls it before the first batch, and when they change."""
+        self._host.models.replace({name: EngineConfig(**engine) for name, engine in told["engines"].items()})
 
     async def run(self, _replica: str, batch: bytes) -> bytes:
         """Run a packed batch of any of the models; the reply is a packed `HostReply`."""

@@ -7,7 +7,7 @@ them where they are; whoever tells people what a change takes, and who brings it
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -30,7 +30,7 @@ class Effect(StrEnum):
     REPLICAS = "new replicas"
     """The processes of a pool are exchanged, and the routers with them."""
     ROUTERS = "new routers"
-    """Only the routers are exchanged."""
+    """Only the routers are exchanged. Replicas that models share take over in place what is another model now."""
     IN_PLACE = "in place"
     """Nothing is exchanged; numbers of replicas grow or shrink."""
 
@@ -82,7 +82,8 @@ class ConfigDiff:
 def diff_of(old: ServiceConfig, new: ServiceConfig) -> ConfigDiff:
     """What `new` changes in a service that runs `old`. Passwords are neither compared nor shown."""
     before, after = _keyed(old), _keyed(new)
-    changes = tuple(_changes((), before, after))
+    shared = _sharing(old) & _sharing(new)
+    changes = tuple(_changes((), before, after, shared))
     return ConfigDiff(changes, tuple(sorted(_hosted(old) - _hosted(new))))
 
 
@@ -90,6 +91,11 @@ def routers_part(config: ServiceConfig) -> dict[str, Any]:
     """What of a configuration the routers are made with."""
     part: dict[str, Any] = _without_in_place((), _keyed(config))
     return part
+
+
+def _sharing(config: ServiceConfig) -> set[str]:
+    """Models that have no replicas of their own."""
+    return {model for model, hosted in config.models.items() if hosted.shared_pool is not None}
 
 
 def _hosted(config: ServiceConfig) -> set[str]:
@@ -116,21 +122,22 @@ def _is(patterns: tuple[str, ...], path: Path) -> bool:
     return any(re.fullmatch(pattern, text) for pattern in patterns)
 
 
-def _changes(path: Path, old: Any, new: Any) -> Iterator[Change]:
+def _changes(path: Path, old: Any, new: Any, shared: Collection[str]) -> Iterator[Change]:
     """Every value that is different. A model or a pool that comes or goes is one change, not one for each value."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in sorted({*old, *new}):
-            yield from _changes((*path, name), old.get(name), new.get(name))
+            yield from _changes((*path, name), old.get(name), new.get(name), shared)
     elif old != new:
-        yield Change(".".join(path), _summary(old), _summary(new), _effect(path, old, new))
+        yield Change(".".join(path), _summary(old), _summary(new), _effect(path, old, new, shared))
 
 
-def _effect(path: Path, old: Any, new: Any) -> Effect:
+def _effect(path: Path, old: Any, new: Any, shared: Collection[str]) -> Effect:
     if re.fullmatch(_ENTITY, "/".join(path)):
         return Effect.ADDED if old is None else Effect.REMOVED if new is None else Effect.REPLICAS
     if _is(_IN_PLACE, path):
         return Effect.IN_PLACE
-    return Effect.REPLICAS if _is(_REPLICAS, path) else Effect.ROUTERS
+    replicas_of_its_own = not (path[0] == "models" and path[1] in shared)
+    return Effect.REPLICAS if _is(_REPLICAS, path) and replicas_of_its_own else Effect.ROUTERS
 
 
 def _summary(value: Any) -> Any:

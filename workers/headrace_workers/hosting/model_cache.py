@@ -3,6 +3,7 @@
 Who was used longest ago makes room. A model in whose engine a batch runs is never taken away under it; where all are
 in use, the one that was used longest ago gets nothing new until it is free, so that a newcomer does not wait for ever.
 Loads go one after the other, since only then is it known what each takes, and beside the batches of other models.
+Which models there are may change at any time: one that is no more, or is another now, ends with its last batch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from headrace.errors import FailureCode
 from headrace.messages.host import LoadedModel
+from headrace.tasks import end_task
 from headrace_workers import node
 from headrace_workers.engines.base import Engine, ItemError
 from headrace_workers.engines.factory import EngineConfig
@@ -105,7 +107,7 @@ class ModelCache:
         configs: the engine of each model.
         memory_bytes: for all that are loaded.
         make: makes an engine; on a thread of its own.
-        wrap: makes of a model's name and its engine what is lent: something with an async `close`.
+        wrap: makes of a model's name, its configuration and its engine what is lent: something with an async `close`.
     """
 
     def __init__(
@@ -114,13 +116,15 @@ class ModelCache:
         *,
         memory_bytes: int,
         make: Callable[[EngineConfig], Engine],
-        wrap: Callable[[str, Engine], Any],
+        wrap: Callable[[str, EngineConfig, Engine], Any],
     ) -> None:
         self.memory_bytes = memory_bytes
         self.counts = CacheCounts()
         self._make = make
         self._wrap = wrap
         self._seats = {name: _Seat(name, config) for name, config in configs.items()}
+        self._retired: dict[_Seat, asyncio.Task[None]] = {}
+        """Seats of models that are no more, or are another now, until they are unloaded."""
         self._ages = count(1)
         self._one_load = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -129,10 +133,23 @@ class ModelCache:
     def __contains__(self, name: str) -> bool:
         return name in self._seats
 
+    def replace(self, configs: Mapping[str, EngineConfig]) -> None:
+        """Have these models, and no others, from now on. Batches that have, or wait for, one that goes still get it."""
+        for name, seat in list(self._seats.items()):
+            if configs.get(name) != seat.config:
+                del self._seats[name]
+                self._retired[seat] = asyncio.create_task(self._retire(seat), name=f"retire-{name}")
+        for name, config in configs.items():
+            if name not in self._seats:
+                self._seats[name] = _Seat(name, config)
+
     @property
     def used_bytes(self) -> int:
         """Of the models that are loaded."""
-        return sum(seat.bytes for seat in self._seats.values() if seat.replica is not None)
+        return sum(seat.bytes for seat in self._all_seats() if seat.replica is not None)
+
+    def _all_seats(self) -> list[_Seat]:
+        return [*self._seats.values(), *self._retired]
 
     def loaded(self) -> list[LoadedModel]:
         """The models that are there, the one used last at the end."""
@@ -141,7 +158,8 @@ class ModelCache:
 
     def ran(self, name: str, seconds: float) -> None:
         """Jobs of a model ran for so long. By one thread at a time."""
-        self._seats[name].ran_s += seconds
+        if (seat := self._seats.get(name)) is not None:
+            seat.ran_s += seconds
 
     @asynccontextmanager
     async def lent(self, name: str) -> AsyncIterator[Any]:
@@ -188,6 +206,7 @@ class ModelCache:
             seat.failure, seat.failures = None, 0
         finally:
             seat.loading = None
+            self._changed.set()
 
     async def _load_now(self, seat: _Seat) -> None:
         expected = seat.bytes or await self._on_thread(expected_bytes, seat.config)
@@ -203,7 +222,8 @@ class ModelCache:
             await self._on_thread(_give_memory_back)
             raise
         seat.load_s = time.monotonic() - started_s
-        seat.replica, seat.owed, seat.used = self._wrap(seat.name, engine), seat.waiting, next(self._ages)
+        seat.replica = self._wrap(seat.name, seat.config, engine)
+        seat.owed, seat.used = seat.waiting, next(self._ages)
         self.counts.loads += 1
         log.info("loaded %s: %d bytes in %.1f s", seat.name, seat.bytes, seat.load_s)
 
@@ -224,8 +244,18 @@ class ModelCache:
 
     def _longest_unused(self) -> _Seat:
         """Who makes room: of those that nobody uses, if there are any."""
-        there = [seat for seat in self._seats.values() if seat.replica is not None]
+        there = [seat for seat in self._all_seats() if seat.replica is not None]
         return min(there, key=lambda seat: (not seat.idle, seat.used))
+
+    async def _retire(self, seat: _Seat) -> None:
+        """Unload it when nobody has it any more, or waits for it."""
+        while not seat.idle or seat.loading is not None:
+            self._changed.clear()
+            await self._changed.wait()
+        async with self._one_load:
+            if seat.replica is not None:
+                await self._unload(seat)
+        del self._retired[seat]
 
     async def _unload(self, seat: _Seat) -> None:
         replica, seat.replica = seat.replica, None
@@ -253,7 +283,9 @@ class ModelCache:
 
     async def close(self) -> None:
         """Let go of every model."""
-        for seat in self._seats.values():
+        for task in self._retired.values():
+            await end_task(task)
+        for seat in self._all_seats():
             if seat.loading is not None:
                 seat.loading.cancel()
                 await asyncio.wait({seat.loading})

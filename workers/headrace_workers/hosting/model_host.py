@@ -60,7 +60,6 @@ class ModelHost:
         make: Callable[[EngineConfig], Engine] = make_engine,
         watch: ReplicaWatch | None = None,
     ) -> None:
-        self._engines = dict(engines)
         self._url = redis_url
         self._redis = commands(redis_url)
         self._turns = Turns()
@@ -69,9 +68,9 @@ class ModelHost:
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="headrace-compute")
         self.models = ModelCache(engines, memory_bytes=memory_bytes, make=make, wrap=self._replica)
 
-    def _replica(self, model: str, engine: Engine) -> Replica | DecoderReplica:
+    def _replica(self, model: str, config: EngineConfig, engine: Engine) -> Replica | DecoderReplica:
         in_turn: Any = TurnTakingEngine(engine, self._compute_turns, partial(self.models.ran, model))
-        if self._engines[model].generates:
+        if config.generates:
             return DecoderReplica(model, in_turn, redis_url=self._url, watch=self._watch)
         return Replica(model, in_turn, redis_url=self._url, watch=self._watch, computing=self._computing)
 
@@ -133,7 +132,7 @@ class ModelHost:
     def _admits(self, batch: Batch) -> bool:
         """Whether a batch may run now. One that is to run alone has the process to itself, other models included."""
         if model_of(batch.model) not in self.models:
-            log.error("a batch of %s, which this replica knows nothing of, goes back", batch.model)
+            log.warning("a batch of %s, which this replica does not host, or not yet, goes back", batch.model)
             return False
         return self._turns.enter(time.monotonic(), alone=batch.alone)
 
