@@ -76,7 +76,8 @@ def test_what_was_sent_after_a_death_never_ran() -> None:
     lost = LostReplicas()
     first, second, third = (Slot("r0", idle=True, number=number) for number in (1, 2, 3))
     assert not lost.had_died(first)
-    lost.died(first, sent=2)
+    assert lost.died(first, sent=2)
+    assert not lost.died(second, sent=3)
     assert (lost.had_died(second), lost.had_died(third)) == (False, True)
     lost.answered("r0")
     assert not lost.had_died(third)
@@ -91,6 +92,7 @@ def test_no_job_is_blamed_for_replicas_that_were_dead(living: int, ghosts: list[
         pool.scheduler.former.add(job(number))
     pool.run(0, 60)
     assert pool.convicted == set()
+    assert pool.scheduler.deaths == len(ghosts), "each is counted once, however many batches were sent there"
     pool.replace()
     pool.run(60, 400)
     assert (pool.convicted, pool.answered) == (set(), set(range(100)))

@@ -133,7 +133,7 @@ _COUNTERS: Final = (
     _counter("batches", "batches", "model pool", "Batches that came back from replicas."),
     _counter("tokens", "tokens", "model pool", "Tokens that replicas computed."),
     _counter("padding_tokens_avoided", "tokens", "model", "Tokens of padding that packed batches did without."),
-    _counter("replica_deaths", "batches", "model", "Batches whose replica died or was killed."),
+    _counter("replica_deaths", "replicas", "model", "Replicas that died, or were killed, with batches."),
     _counter(
         "hedged_batches", "batches", "model", "Batches that were sent to a second replica because the first was late."
     ),

@@ -134,9 +134,8 @@ class Dispatcher:
         if race.left and not race.out:
             self._failed(race.left, slot, failure)
         else:
-            died = _died(failure)
-            self._counts.replica_deaths += died
-            self._scheduler.given_up(slot, self._clock.now_s(), died=died)
+            self._scheduler.given_up(slot, self._clock.now_s(), died=_died(failure))
+            self._counts.replica_deaths = self._scheduler.deaths
 
     def _learn(self, jobs: Sequence[WaitingJob], slot: Slot, outcome: BatchOutcome) -> None:
         ran = [(job.bytes, tokens) for job, tokens in zip(jobs, outcome.tokens, strict=True) if tokens]
@@ -222,8 +221,8 @@ class Dispatcher:
             self._scheduler.not_sent(jobs, slot, now_s)
             return
         died = _died(failure)
-        self._counts.replica_deaths += died
         convicted = self._scheduler.failed(jobs, slot, now_s, died=died, computed=computed)
+        self._counts.replica_deaths = self._scheduler.deaths
         if convicted is not None:
             self._ender.convict(convicted, failure, died=died)
         elif jobs[0].lone_failures:

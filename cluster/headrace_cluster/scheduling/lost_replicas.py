@@ -24,11 +24,17 @@ class LostReplicas:
     def __init__(self) -> None:
         self._last: OrderedDict[str, int] = OrderedDict()
 
-    def died(self, slot: Slot, *, sent: int) -> None:
-        """A batch did not come back from a replica, for it died, when so many batches had been sent in all."""
-        self._last.setdefault(slot.replica, sent)
+    def died(self, slot: Slot, *, sent: int) -> bool:
+        """A batch did not come back from a replica, for it died, when so many batches had been sent in all.
+
+        Returns whether that is news: a replica dies once, with all the batches that it has.
+        """
+        if slot.replica in self._last:
+            return False
+        self._last[slot.replica] = sent
         while len(self._last) > _MOST:
             self._last.popitem(last=False)
+        return True
 
     def answered(self, replica: str) -> None:
         """It lives, whatever was thought."""

@@ -79,7 +79,7 @@ class RouterCounts:
     hedged: int = 0
     """Batches that were late, and sent to another replica as well."""
     replica_deaths: int = 0
-    """Batches whose replica died or was killed."""
+    """Replicas that died, or were killed, with batches."""
     convicted: int = 0
     """Set aside because they failed alone."""
     expired: int = 0

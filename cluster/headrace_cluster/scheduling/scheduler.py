@@ -66,6 +66,8 @@ class Scheduler:
         )
         self.quarantine = Quarantine(lone_failures=lone_failures)
         self.breaker = Breaker()
+        self.deaths = 0
+        """Replicas that died with batches."""
         self._lost = LostReplicas()
         self._suspects_went_last = False
         self._sent = 0
@@ -269,7 +271,7 @@ class Scheduler:
             self._died(slot, now_s)
 
     def _died(self, slot: Slot, now_s: float) -> None:
-        self._lost.died(slot, sent=self._sent)
+        self.deaths += self._lost.died(slot, sent=self._sent)
         self.breaker.died(slot.replica, now_s)
 
     # -- jobs that shall not run --------------------------------------------------------------------------
