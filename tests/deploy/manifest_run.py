@@ -8,26 +8,17 @@ things: the engines, for this machine has no GPU and fetches no model, and who s
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
-from deploy.checks.redis_servers import settings
-from deploy.checks.references import secrets
-from deploy.derived import HEAD_SERVICE, RAYLET_LIVES, READY_HEAD, READY_WORKER, command, variables
-from deploy.kustomization import overlay
-from deploy.manifests import Group, Manifests
+from deploy.derived import HEAD_SERVICE, RAYLET_LIVES, READY_HEAD, READY_WORKER
+from deploy.operator_stand_in import Operator, is_running, jobs_url, manifests_with, redis_servers
 from deploy.pods import FIRST_POD, Pod, PodNetwork
 from headrace import Client, Job, Receipt, Result
-from headrace_cluster.embedded import EmbeddedServer
 from support.waiting import eventually_sync
 
 __all__ = ["WAVE", "main"]
@@ -44,114 +35,39 @@ _CATCH: Final = f"kill -STOP -1; test -s {_HELD} && cat {_HELD} || kill -CONT -1
 """Stops all processes of a pod and tells what its replica has in hand; if that is nothing, they go on."""
 
 
-class Cluster:
-    """The head and the nodes of an overlay."""
-
-    def __init__(self, manifests: Manifests, network: PodNetwork) -> None:
-        self.manifests, self.network = manifests, network
-        self.secrets = secrets()
-        self._started = 0
-
-    def start(self, group: Group) -> Pod:
-        """A pod of a group, as the operator makes it."""
-        self._started += 1
-        name = f"{group.name}-{self._started}"
-        environment = variables(self.manifests, group, self.secrets, pod=name)
-        environment |= {
-            name: os.environ[name] for name in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS") if name in os.environ
-        }
-        environment["RAY_USAGE_STATS_ENABLED"] = "0"
-        return self.network.start(name, command(self.manifests, group), environment, self._files(group))
-
-    def _files(self, group: Group) -> dict[str, str]:
-        files = {}
-        for path, holder, key in self.manifests.mounts(group.pod):
-            files[path] = {**self.secrets, **self.manifests.config_maps}[holder][key]
-        return files
-
-    def deploy(self) -> None:
-        """Hand the Serve config to the dashboard, byte for byte and with the token, as the operator does."""
-        config = yaml.safe_load(self.manifests.service["spec"]["serveConfigV2"])
-        self._ask("PUT", "api/serve/applications/", json.dumps(config).encode())
-
-    def status(self) -> dict[str, Any]:
-        """What Serve says of the application."""
-        details = json.loads(self._ask("GET", "api/serve/applications/"))
-        found: dict[str, Any] = details["applications"].get("headrace", {})
-        return found
-
-    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        token = self.secrets["headrace-ray-token"]["auth_token"]
-        headers = {"x-ray-authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        url = f"http://{self.network.names[HEAD_SERVICE]}:8265/{path}"
-        with urllib.request.urlopen(
-            urllib.request.Request(url, body, headers, method=method), timeout=_START_S
-        ) as answer:
-            return bytes(answer.read())
-
-
-def exchanged(objects: list[dict[str, Any]]) -> Manifests:
-    """The manifests with engines that this machine can run; all else as it is."""
-    for found in objects:
-        if found["kind"] == "ConfigMap" and "models.yaml" in found["data"]:
-            content = yaml.safe_load(found["data"]["models.yaml"])
-            for model in content["models"].values():
-                model["engine"] = _ENGINE
-            found["data"]["models.yaml"] = yaml.safe_dump(content)
-    return Manifests(objects)
-
-
-@contextmanager
-def redis_servers(manifests: Manifests, folder: Path, names: dict[str, str]) -> Iterator[None]:
-    """The servers of the StatefulSets, with the settings and passwords that they have there."""
-    with ExitStack() as stack:
-        for pod in manifests.servers:
-            own = folder / pod.name
-            own.mkdir()
-            (own / "auth.conf").write_text(secrets()[pod.name]["auth.conf"])
-            told = settings(manifests, pod) | {
-                "include": str(own / "auth.conf"),
-                "dir": str(own),
-                "bind": names[pod.name],
-            }
-            stack.enter_context(EmbeddedServer(own / "server", port=6379, die_with_parent=True, options=told))
-        yield
-
-
 def main(folder: Path) -> dict[str, Any]:
     """Start everything, run jobs, kill a node under load, and tell what came of it."""
-    manifests = exchanged(overlay("gpu-spot"))
+    manifests = manifests_with(_ENGINE, "gpu-spot")
     names = {pod.name: PodNetwork.service_address(2 + n) for n, pod in enumerate(manifests.servers)}
     network = PodNetwork(folder, {**names, HEAD_SERVICE: FIRST_POD})
     with redis_servers(manifests, folder, names):
-        cluster = Cluster(manifests, network)
+        operator = Operator(manifests, network)
         try:
-            return _run(cluster)
+            return _run(operator)
         finally:
             for pod in network.pods:
                 if pod.process.poll() is None:
                     pod.kill()
 
 
-def _run(cluster: Cluster) -> dict[str, Any]:
+def _run(operator: Operator) -> dict[str, Any]:
     started = time.monotonic()
-    groups = {group.name: group for group in cluster.manifests.groups}
-    head = cluster.start(cluster.manifests.head)
+    groups = {group.name: group for group in operator.manifests.groups}
+    head = operator.start(operator.manifests.head)
     eventually_sync(lambda: head.run(READY_HEAD).returncode == 0, within_s=_START_S)
     nodes = []
     for name in _NODES:  # one after the other: this may be a machine of two cores
-        nodes.append(node := cluster.start(groups[name]))
+        nodes.append(node := operator.start(groups[name]))
         eventually_sync(lambda node=node: node.run(RAYLET_LIVES).returncode == 0, within_s=_START_S)  # type: ignore[misc]
-    cluster.deploy()
-    eventually_sync(lambda: _running(cluster), within_s=_START_S)
+    operator.deploy(head.address)
+    eventually_sync(lambda: is_running(operator.status(head.address)), within_s=_START_S)
     for node in nodes:
         eventually_sync(lambda node=node: node.run(READY_WORKER).returncode == 0, within_s=_START_S)  # type: ignore[misc]
     told: dict[str, Any] = {"started_s": round(time.monotonic() - started, 1)}
     health = eventually_sync(lambda: _health(nodes[0], replicas=4), within_s=_START_S)
     told["health"] = health
-    told["placement"] = _placement(cluster)
-    url = secrets()["headrace-redis"]["url"].replace("headrace-redis", cluster.network.names["headrace-redis"])
-    with Client(url) as client:
+    told["placement"] = _placement(operator, head)
+    with Client(jobs_url(operator.network)) as client:
         told |= _jobs(client, nodes)
         audit = client.audit("minilm")
         told["audit"] = {"submitted": audit.submitted, "ok": audit.ok, "lost": audit.lost, "doubled": audit.doubled}
@@ -213,13 +129,6 @@ def _by_pod(answers: Iterable[Result]) -> dict[str, int]:
     return dict(sorted(Counter(str(answer.output) for answer in answers).items()))
 
 
-def _running(cluster: Cluster) -> bool:
-    status = cluster.status()
-    if status.get("status") == "DEPLOY_FAILED":
-        raise RuntimeError(status["message"])
-    return status.get("status") == "RUNNING"
-
-
 def _health(node: Pod, *, replicas: int) -> dict[str, Any] | None:
     """What the health route says, asked for inside of a pod; None until there are so many replicas."""
     done = node.run("wget --tries 1 -T 5 -q -O- http://localhost:8000/health")
@@ -227,12 +136,12 @@ def _health(node: Pod, *, replicas: int) -> dict[str, Any] | None:
     return answer if answer and answer["models"]["minilm"]["replicas"] == replicas else None
 
 
-def _placement(cluster: Cluster) -> dict[str, list[str]]:
+def _placement(operator: Operator, head: Pod) -> dict[str, list[str]]:
     """For each deployment, the groups of the pods that its replicas are in."""
-    groups = {pod.address: pod.name.rpartition("-")[0] for pod in cluster.network.pods}
+    groups = {pod.address: pod.name.rpartition("-")[0] for pod in operator.network.pods}
     return {
         name: sorted(groups[replica["node_ip"]] for replica in told["replicas"])
-        for name, told in cluster.status()["deployments"].items()
+        for name, told in operator.status(head.address)["deployments"].items()
     }
 
 

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from deploy.operator_stand_in import jobs_url, manifests_with
 from deploy.pods import Pod
 from drills.load import Answer, Load, figures
-from drills.pod_cluster import START_S, PodCluster, jobs_url, manifests_with, pod_network
+from drills.pod_cluster import START_S, PodCluster, pod_network
 from headrace import Client
 from support.waiting import eventually_sync
 
@@ -31,7 +32,7 @@ Process = tuple[str, int]
 
 def main(folder: Path) -> dict[str, Any]:
     """Start two nodes, lose the head under load and a replica besides, get a new head, and lose another replica."""
-    manifests = manifests_with("drills.engine:TellingEngine", "cpu")
+    manifests = manifests_with({"kind": "custom", "target": "drills.engine:TellingEngine"}, "cpu")
     with pod_network(manifests, folder) as network:
         cluster = PodCluster("first", manifests, network)
         cluster.serve(*_NODES)

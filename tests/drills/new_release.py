@@ -14,9 +14,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
+from deploy.operator_stand_in import jobs_url, manifests_with
 from deploy.pods import PodNetwork
 from drills.load import Answer, Load, figures
-from drills.pod_cluster import START_S, PodCluster, jobs_url, manifests_with, pod_network
+from drills.pod_cluster import START_S, PodCluster, pod_network
 from headrace import Client
 from support.waiting import eventually_sync
 
@@ -26,7 +27,7 @@ MODEL: Final = "minilm"
 OLD, NEW = "old", "new"
 _SOME: Final = 200
 """Answers: some seconds' worth of them."""
-_MANIFESTS: Final = manifests_with("release:Release", "dev")
+_MANIFESTS: Final = manifests_with({"kind": "custom", "target": "release:Release"}, "dev")
 _CODE: Final = """
 from drills.engine import TellingEngine
 

@@ -6,47 +6,25 @@ The head comes back under another address, as a pod does, and there may be sever
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
-from deploy.checks.references import secrets
-from deploy.derived import HEAD_SERVICE, RAYLET_LIVES, READY_HEAD, READY_WORKER, command, variables
-from deploy.kustomization import overlay
-from deploy.manifest_run import redis_servers
+from deploy.derived import HEAD_SERVICE, RAYLET_LIVES, READY_HEAD, READY_WORKER
 from deploy.manifests import Group, Manifests
+from deploy.operator_stand_in import Operator, is_running, redis_servers
 from deploy.pods import Pod, PodNetwork
 from support.waiting import eventually_sync
 
-__all__ = ["START_S", "PodCluster", "jobs_url", "manifests_with", "pod_network"]
+__all__ = ["START_S", "PodCluster", "pod_network"]
 
 START_S: Final = 180.0
-_ASK_S: Final = 60.0
 _LAST_WORDS: Final = "grep -h headrace /tmp/ray/session_latest/logs/worker-*.err | tail -n 12 | cut -c 1-200"
 """What routers and replicas of a pod said last."""
-_OWN: Final = ("PATH", "PYTHONPATH", "OMP_NUM_THREADS")
-"""Of this process's environment, what pods have too: their image, in place of one."""
-
-
-def manifests_with(engine: str, name: str) -> Manifests:
-    """The manifests of an overlay, whose models have an engine that this machine can run; all else as it is."""
-    objects = overlay(name)
-    for found in objects:
-        if found["kind"] == "ConfigMap" and "models.yaml" in found["data"]:
-            content = yaml.safe_load(found["data"]["models.yaml"])
-            for model in content["models"].values():
-                model["engine"] = {"kind": "custom", "target": engine}
-            found["data"]["models.yaml"] = yaml.safe_dump(content)
-    return Manifests(objects)
 
 
 @contextmanager
@@ -70,11 +48,6 @@ def _living(network: PodNetwork) -> list[Pod]:
     return [pod for pod in network.pods if not _ended(pod)]
 
 
-def jobs_url(network: PodNetwork) -> str:
-    """The Redis of the jobs, as this process reaches it."""
-    return secrets()["headrace-redis"]["url"].replace("headrace-redis", network.names["headrace-redis"])
-
-
 class PodCluster:
     """One Ray cluster.
 
@@ -88,50 +61,34 @@ class PodCluster:
     def __init__(
         self, name: str, manifests: Manifests, network: PodNetwork, variables: Mapping[str, str] | None = None
     ) -> None:
-        self.name, self.manifests, self.network = name, manifests, network
+        self.name, self.network = name, network
         self.nodes: list[Pod] = []
-        self._variables = {"RAY_external_storage_namespace": name, **(variables or {})}
-        self._started = 0
+        told = {"RAY_external_storage_namespace": name, **(variables or {})}
+        self._operator = Operator(manifests, network, prefix=f"{name}-", variables=told)
         self.head = self._head()
 
     def _head(self) -> Pod:
-        head = self._start(self.manifests.head, {})
+        head = self._operator.start(self._operator.manifests.head)
         for node in self.nodes:
             node.resolve(HEAD_SERVICE, head.address)
         return head
-
-    def _start(self, group: Group, names: dict[str, str]) -> Pod:
-        """A pod of a group, as the operator makes it."""
-        self._started += 1
-        name = f"{self.name}-{group.name}-{self._started}"
-        environment = variables(self.manifests, group, secrets(), pod=name)
-        environment |= {name: os.environ[name] for name in _OWN if name in os.environ}
-        environment |= {"RAY_USAGE_STATS_ENABLED": "0", **self._variables}
-        files = self._files(group)
-        return self.network.start(name, command(self.manifests, group), environment, files, names)
-
-    def _files(self, group: Group) -> dict[str, str]:
-        """What ConfigMaps and Secrets put into its pods."""
-        holders = {**secrets(), **self.manifests.config_maps}
-        return {path: holders[holder][key] for path, holder, key in self.manifests.mounts(group.pod)}
 
     # -- what the operator does -------------------------------------------------------------------------
 
     def serve(self, *groups: str) -> None:
         """Start a node of each of these groups, and the application; returns when the operator would call it ready."""
         self.wait_for_head()
-        by_name = {group.name: group for group in self.manifests.groups}
+        by_name = {group.name: group for group in self._operator.manifests.groups}
         for name in groups:  # one after the other: this may be a machine of two cores
             self.nodes.append(self._node(by_name[name]))
-        config = yaml.safe_load(self.manifests.service["spec"]["serveConfigV2"])
-        self._ask("PUT", json.dumps(config).encode())
+        self._operator.deploy(self.head.address)
         eventually_sync(lambda: self.running, within_s=START_S)
         for node in self.nodes:
             eventually_sync(lambda node=node: _says_yes(node, READY_WORKER), within_s=START_S)  # type: ignore[misc]
 
     def _node(self, group: Group) -> Pod:
         """A node that has joined; a pod that ends instead is made again."""
-        node = self._start(group, {HEAD_SERVICE: self.head.address})
+        node = self._operator.start(group, {HEAD_SERVICE: self.head.address})
         eventually_sync(lambda: _ended(node) or _says_yes(node, RAYLET_LIVES), within_s=START_S)
         return self._node(group) if _ended(node) else node
 
@@ -168,35 +125,21 @@ class PodCluster:
         Raises:
             RuntimeError: it has given up.
         """
-        told = self.status
-        if told.get("status") == "DEPLOY_FAILED":
-            raise RuntimeError(told["message"])
-        return told.get("status") == "RUNNING"
+        return is_running(self.status)
 
     @property
     def status(self) -> dict[str, Any]:
         """What Serve says of the application; empty where nobody answers."""
         try:
-            found: dict[str, Any] = json.loads(self._ask("GET"))["applications"].get("headrace", {})
-        except (OSError, urllib.error.HTTPError):
+            return self._operator.status(self.head.address)
+        except OSError:
             return {}
-        return found
 
     def health(self) -> dict[str, Any]:
         """What the health route of one of its nodes says; empty where nothing is ready."""
         done = self.nodes[0].run("wget --tries 1 -T 5 -q -O- http://localhost:8000/health")
         found: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
         return found
-
-    def _ask(self, method: str, body: bytes | None = None) -> bytes:
-        """Serve's part of the dashboard, with the token."""
-        token = secrets()["headrace-ray-token"]["auth_token"]
-        headers = {"x-ray-authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        url = f"http://{self.head.address}:8265/api/serve/applications/"
-        with urllib.request.urlopen(
-            urllib.request.Request(url, body, headers, method=method), timeout=_ASK_S
-        ) as answer:
-            return bytes(answer.read())
 
 
 def _ended(pod: Pod) -> bool:
