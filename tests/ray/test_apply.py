@@ -36,16 +36,12 @@ def fragile(variant: str) -> dict[str, Any]:
     return {"engine": engine, "pools": [SMALL]}
 
 
-def configuration(**models: dict[str, Any]) -> ServiceConfig:
+def configuration(shared: dict[str, dict[str, Any]] | None = None, **models: dict[str, Any]) -> ServiceConfig:
+    """Two models, and these besides or in their place; those of `shared` are hosted by one pool together."""
     hosted = {"steady": fragile("steady"), "fragile": fragile("one")} | models
-    return load_config({"models": hosted, "router": SMALL | {"drain_s": 10}})
-
-
-def hosting(models: dict[str, dict[str, Any]]) -> ServiceConfig:
-    """The same, and these besides, in one shared pool."""
-    hosted = {name: model | {"pools": [{"shared": "hosts"}]} for name, model in models.items()}
-    plain = configuration(fragile=fragile("two"), **hosted).model_dump(exclude_unset=True, exclude={"redis_url"})
-    return load_config(plain | {"shared_pools": {"hosts": SMALL | {"memory_bytes": 1 << 30}}})
+    hosted |= {name: model | {"pools": [{"shared": "hosts"}]} for name, model in (shared or {}).items()}
+    pools = {"hosts": SMALL | {"memory_bytes": 1 << 30}} if shared else {}
+    return load_config({"models": hosted, "shared_pools": pools, "router": SMALL | {"drain_s": 10}})
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +153,11 @@ async def test_a_model_comes_and_goes(service: RunningService, client: AsyncClie
 
 async def test_a_shared_pool_hosts_other_models_in_place(service: RunningService, client: AsyncClient) -> None:
     """One more, and another engine for the one that was there: the host is the process that it was."""
-    one = hosting({"first": fragile("old")})
+    one = configuration({"first": fragile("old")}, fragile=fragile("two"))
     await asyncio.to_thread(applied, service, one)
     before = await client.run(Job(model="first", input=""), timeout_s=60)
-    await asyncio.to_thread(applied, service, hosting({"first": fragile("new"), "second": fragile("too")}))
+    two = configuration({"first": fragile("new"), "second": fragile("too")}, fragile=fragile("two"))
+    await asyncio.to_thread(applied, service, two)
     first, second = [await client.run(Job(model=name, input=""), timeout_s=60) for name in ("first", "second")]
     await asyncio.to_thread(applied, service, configuration(fragile=fragile("two")))
 
