@@ -25,9 +25,17 @@ _USUAL_S: Final = {"ci": MIXED.faults_s, "soak": 900.0}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the scenarios of a mode; returns 1 if a promise was broken."""
-    options = _parser().parse_args(arguments)
+    """Run the scenarios of a mode; returns 1 if a promise was broken.
+
+    Raises:
+        SystemExit: the arguments are wrong, or nothing would be run.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
     scenarios = [scenario for scenario in _MODES[options.mode] if options.only in ("", scenario.name)]
+    if not scenarios:
+        names = ", ".join(scenario.name for scenario in _MODES[options.mode])
+        parser.error(f"--only: {options.mode} has no scenario {options.only!r}; there are {names}")
     faults_s = options.duration_s or _USUAL_S[options.mode]
     if options.plan:
         for scenario in scenarios:

@@ -51,6 +51,15 @@ async def test_nothing_is_lost_when_networks_are_partitioned(tmp_path: Path) -> 
     assert figures.lost == figures.doubled == 0
 
 
+def test_a_scenario_that_a_mode_does_not_have_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that tries nothing finds nothing, and would look like a good one."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--mode", "soak", "--only", "mixed"])
+
+    assert ended.value.code == 2
+    assert "soak has no scenario 'mixed'; there are soak, " in capsys.readouterr().err
+
+
 def test_the_plan_can_be_seen_beforehand(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--plan", "--seed", "3", "--only", "mixed"]) == 0
     said = capsys.readouterr().out
