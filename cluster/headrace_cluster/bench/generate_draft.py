@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any, Final
 
 from headrace_cluster.bench.generate_contestant import Contestant
-from headrace_cluster.bench.generate_engine import engine_contestant
+from headrace_cluster.bench.generate_engine import engine_contestant, load_engine
 from headrace_cluster.bench.generate_plan import GeneratePlan, GenerateReport, Say, Subject
 from headrace_cluster.bench.generate_workload import mixed_workload
 
@@ -37,15 +37,7 @@ def measure_draft(subject: Subject, plan: GeneratePlan, report: GenerateReport, 
     prompts = mixed_workload(subject.tokenizer, plan.draft_jobs * plan.rounds, number=1).prompts
     with engine_contestant() as engines:
         for name, draft in ((_WITH, plan.draft), (_WITHOUT, "")):
-            engines.ask(
-                "load",
-                name=name,
-                model=subject.path,
-                threads=subject.threads,
-                slots=1,
-                precision=plan.precision,
-                draft=draft,
-            )
+            load_engine(engines, name, subject, plan, slots=1, draft=draft)
         _generated(engines, _WITH, prompts[0], _WARM_TOKENS)
         pairs = []
         for number, prompt in enumerate(prompts):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from headrace_cluster.bench.generate_contestant import Contestant
+from headrace_cluster.bench.generate_plan import GeneratePlan, Subject
 from headrace_cluster.bench.peers.json_lines import answer_lines
 from headrace_workers import node
 from headrace_workers.engines.base import Prepared
@@ -22,7 +23,7 @@ from headrace_workers.generation.loading import load_decoder
 from headrace_workers.generation.runner import PAGE_TOKENS, DecoderRunner, Step
 from headrace_workers.models.source import find_source
 
-__all__ = ["engine_contestant", "job_params"]
+__all__ = ["engine_contestant", "job_params", "load_engine"]
 
 _JUDGED_ROWS: Final = 128
 """Rows of one step of judging: their logits are [rows, vocabulary] in fp32."""
@@ -31,6 +32,30 @@ _JUDGED_ROWS: Final = 128
 def engine_contestant() -> Contestant:
     """The program, started."""
     return Contestant([sys.executable, "-m", "headrace_cluster.bench.generate_engine"])
+
+
+def load_engine(
+    contestant: Contestant, name: str, subject: Subject, plan: GeneratePlan, *, slots: int | None = None, **more: Any
+) -> dict[str, Any]:
+    """Have it load the subject as the plan says; what the engine says of itself.
+
+    Args:
+        contestant: the program.
+        name: of the engine there.
+        subject: the model.
+        plan: how many slots, unless `slots` are given, and which precision.
+        slots: instead of the plan's.
+        more: what else `Engines.load` takes.
+    """
+    return contestant.ask(
+        "load",
+        name=name,
+        model=subject.path,
+        threads=subject.threads,
+        slots=slots or plan.slots,
+        precision=plan.precision,
+        **more,
+    )
 
 
 def job_params(new_tokens: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, Final
 
 from headrace_cluster.bench.generate_contestant import Contestant
-from headrace_cluster.bench.generate_engine import engine_contestant
+from headrace_cluster.bench.generate_engine import engine_contestant, load_engine
 from headrace_cluster.bench.generate_plan import GeneratePlan, GenerateReport, Say, Subject
 from headrace_cluster.bench.generate_workload import Workload, mixed_workload, windows
 
@@ -113,14 +113,7 @@ class _Bench:
         self._tell(files, library)
 
     def _load(self) -> dict[str, Any]:
-        return self._engine.ask(
-            "load",
-            name=_ENGINE,
-            model=self._subject.path,
-            threads=self._subject.threads,
-            slots=self._plan.slots,
-            precision=self._plan.precision,
-        )
+        return load_engine(self._engine, _ENGINE, self._subject, self._plan)
 
     def _workload(self) -> Workload:
         whole = mixed_workload(self._subject.tokenizer, self._plan.prompts, number=next(self._numbers))

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any, Final
 
 from headrace_cluster.bench.generate_contestant import Contestant
-from headrace_cluster.bench.generate_engine import engine_contestant
+from headrace_cluster.bench.generate_engine import engine_contestant, load_engine
 from headrace_cluster.bench.generate_plan import GeneratePlan, GenerateReport, Say, Subject
 from headrace_cluster.bench.generate_workload import Workload, prefixed_workload
 
@@ -27,15 +27,7 @@ def measure_prefix(subject: Subject, plan: GeneratePlan, report: GenerateReport,
     """
     with engine_contestant() as engines:
         for name in (_WITH, _WITHOUT):
-            engines.ask(
-                "load",
-                name=name,
-                model=subject.path,
-                threads=subject.threads,
-                slots=plan.slots,
-                precision=plan.precision,
-                prefix_cache=name == _WITH,
-            )
+            load_engine(engines, name, subject, plan, prefix_cache=name == _WITH)
         pairs = []
         for turn in range(plan.rounds):
             say(f"round {turn + 1} of {plan.rounds}: a shared prefix")

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from headrace import AsyncClient, Job
 from headrace_cluster.bench.generate_contestant import Contestant
-from headrace_cluster.bench.generate_engine import engine_contestant, job_params
+from headrace_cluster.bench.generate_engine import engine_contestant, job_params, load_engine
 from headrace_cluster.bench.generate_plan import GeneratePlan, GenerateReport, Say, Subject
 from headrace_cluster.bench.generate_workload import Workload, mixed_workload
 from headrace_cluster.config.settings import ServiceConfig, load_config
@@ -38,14 +38,7 @@ def measure_system(subject: Subject, plan: GeneratePlan, report: GenerateReport,
     """
     say("starting the service")
     with engine_contestant() as engine, LocalService(_config(subject, plan)) as service:
-        engine.ask(
-            "load",
-            name=_ENGINE,
-            model=subject.path,
-            threads=subject.threads,
-            slots=plan.slots,
-            precision=plan.precision,
-        )
+        load_engine(engine, _ENGINE, subject, plan)
         asyncio.run(_Bench(subject, plan, report, say, engine, service.url).run())
 
 
