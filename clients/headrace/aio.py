@@ -6,7 +6,7 @@ import asyncio
 import operator
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import islice
 from types import TracebackType
 from typing import Self
@@ -198,6 +198,7 @@ class AsyncClient:
 
         Persist `Result.cursor` with what you did of it, and go on from there after a crash: nothing is
         skipped, nothing repeated. Entries stay until the service's retention is over, or `trim` deletes them.
+        An outage of Redis is waited out, at the beginning as well.
 
         Args:
             inbox: its name; one consumer reads it.
@@ -207,12 +208,13 @@ class AsyncClient:
 
         Raises:
             ShardedModelError: the model has several shards, each with inboxes of its own: name one of them.
+            RedisSetupError: it cannot be read with these credentials, or not from this kind of server.
             WireError: an entry cannot be understood.
         """
-        await self._shards.require_one(model)
         last_news = time.monotonic()
         block_ms = BLOCK_MS if idle_s is None else max(1, min(BLOCK_MS, int(idle_s * 1000)))
-        entries_of_reads = entries_after(self.url, model, inbox, entry_id_of(after), block_ms=block_ms)
+        check = partial(self._shards.require_one, model)
+        entries_of_reads = entries_after(self.url, model, inbox, entry_id_of(after), block_ms=block_ms, check=check)
         try:
             async for entries in entries_of_reads:
                 for entry_id, fields in entries:

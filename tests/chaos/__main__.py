@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", metavar="SCENARIO", help="run this one alone")
     parser.add_argument("--plan", action="store_true", help="print what would be done when, and do nothing")
     parser.add_argument("--sabotage", choices=SABOTAGES, default="", help="run a build that is broken in this way")
-    parser.add_argument("--keep", type=Path, default=None, metavar="DIRECTORY", help="keep histories and logs there")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        default=None,
+        metavar="DIRECTORY",
+        help="keep histories and logs there; those of a run that fails are kept anyway",
+    )
     parser.add_argument("--json", action="store_true", help="print the JSON object alone, on one line")
     return parser
 
@@ -73,8 +81,17 @@ def _plan(scenario: Scenario, seed: int, factor: float) -> list[Fault]:
 
 
 def _run(scenario: Scenario, options: argparse.Namespace, factor: float) -> Outcome:
-    keep = options.keep / scenario.name if options.keep else None
-    outcome = asyncio.run(run_scenario(scenario, seed=options.seed, factor=factor, broken=options.sabotage, keep=keep))
+    directory = options.keep / scenario.name if options.keep else Path(tempfile.mkdtemp(prefix="headrace-chaos-"))
+    failed = True
+    try:
+        work = run_scenario(scenario, seed=options.seed, factor=factor, broken=options.sabotage, keep=directory)
+        outcome = asyncio.run(work)
+        failed = bool(outcome.violations)
+    finally:
+        if failed or options.keep:  # what failed once may never do so again
+            print(f"histories and logs are in {directory}", file=sys.stderr)
+        else:
+            shutil.rmtree(directory)
     if not options.json:
         print(line(outcome), flush=True)
         for violation in outcome.violations:

@@ -96,15 +96,21 @@ class _Producer:
     async def run(self) -> None:
         """Produce, and consume."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
-        consuming = asyncio.create_task(self._consume())
-        writing = asyncio.create_task(self._write_now_and_then())
-        await self._produce()
-        while self._memory.unanswered or self._cancelling:
-            await self._wait_for_change()
-        for task in (consuming, writing):
+        endless = [asyncio.create_task(self._consume()), asyncio.create_task(self._write_now_and_then())]
+        working = asyncio.create_task(self._produce_till_answered())
+        ended, _ = await asyncio.wait({working, *endless}, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()  # whatever fails ends this life, which the checker counts: who reads no more only stands still
+        assert working in ended, "it stopped reading, or writing, by itself"
+        for task in endless:
             await end_task(task)
         self._write_results()
         await self._client.aclose()
+
+    async def _produce_till_answered(self) -> None:
+        await self._produce()
+        while self._memory.unanswered or self._cancelling:
+            await self._wait_for_change()
 
     def _stop(self) -> None:
         self._stopping = True

@@ -207,6 +207,21 @@ async def test_a_consumer_goes_on_from_its_cursor_after_a_crash(own_server: Embe
     assert seen == [job.id for job in named]
 
 
+async def test_a_consumer_that_begins_in_an_outage_begins_when_it_is_over(
+    own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it would wait out one that comes later: whoever iterates need not tell them apart."""
+    async with HandService(own_server.url) as service, AsyncClient(own_server.url, settings=QUICK) as client:
+        await client.submit(Job(model=MODEL, input=1, inbox="orders"))
+        await service.answer(*await service.take(), output="kept")
+    own_server.kill()
+    async with AsyncClient(own_server.url, settings=QUICK) as client:
+        consuming = asyncio.create_task(anext(client.results("orders", model=MODEL)))
+        await eventually(lambda: "trying again" in caplog.text)
+        own_server.start()
+        assert (await asyncio.wait_for(consuming, 20)).unwrap() == "kept"
+
+
 async def test_calls_during_an_outage_are_retried_and_then_an_error(own_server: EmbeddedServer) -> None:
     """The error says what was tried; when the server is back the same client works again."""
     async with HandService(own_server.url), AsyncClient(own_server.url, settings=QUICK) as client:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 
 import pytest
 
 from headrace import AsyncClient, Job
+from headrace.errors import RedisError
 from headrace.keys import GROUP, keys_of
 from headrace.messages import LaneEntry
 from headrace.models.registry import Limits, register
 from headrace.server.connection import commands, execute
+from headrace.tasks import end_task
 from headrace_cluster.router.lane_reader import LaneReader
 from headrace_cluster.router.lane_reads import LaneReads
 from support.waiting import eventually
@@ -239,3 +242,37 @@ async def test_what_take_raises_ends_the_reader(client: AsyncClient, redis_url: 
     running = asyncio.create_task(reading.run())
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(running, 5)
+
+
+@pytest.mark.parametrize("step", range(8))
+async def test_one_that_leaves_a_common_read_at_any_moment(redis_url: str, step: int) -> None:
+    """Before it has begun, too: nobody is left to wait for a read that will never be."""
+    redis = commands(redis_url)
+    for model in ("leaves", "stays"):
+        await register(redis, model, Limits())
+    reads = LaneReads(redis_url, "reader", block_ms=100)
+    leaving, staying = (asyncio.create_task(reads.wait(keys_of(model).lanes, 1)) for model in ("leaves", "stays"))
+    for _ in range(step):
+        await asyncio.sleep(0)
+    await end_task(leaving)
+    with suppress(RedisError):
+        assert not await asyncio.wait_for(staying, 5)
+    await reads.close()
+    await redis.aclose()
+
+
+async def test_a_fault_in_a_common_read_is_raised_at_all_who_wait(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug of ours, say: it ends them, and does not leave them waiting."""
+
+    async def faulty(*_arguments: object) -> None:
+        raise ZeroDivisionError("a bug of ours")
+
+    reads = LaneReads(redis_url, "reader")
+    monkeypatch.setattr(reads, "_ask", faulty)
+    waiting = [asyncio.create_task(reads.wait(keys_of(model).lanes, 1)) for model in ("a", "b")]
+    for waiter in waiting:
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(waiter, 5)
+    await reads.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -36,17 +36,28 @@ def parse_reply(reply: Any) -> list[StreamEntry]:
 
 
 async def entries_after(
-    url: str, model: str, inbox: str, after: str, *, count: int = _COUNT, block_ms: int = BLOCK_MS
+    url: str,
+    model: str,
+    inbox: str,
+    after: str,
+    *,
+    count: int = _COUNT,
+    block_ms: int = BLOCK_MS,
+    check: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncGenerator[list[StreamEntry]]:
     """Batches of entries behind `after`, for ever; an outage of Redis is waited out, and nothing is skipped.
 
-    Yields an empty list whenever a blocking read ends without news, so that the caller can stop.
+    Yields an empty list whenever a blocking read ends without news, so that the caller can stop. What `check`
+    raises, who asks the server whether there is such an inbox, ends it before the first read, unless that is an outage.
     """
     connection = reads(url, block_ms=block_ms)
     key, cursor, backoff = keys_of(model).inbox(inbox), after, Backoff()
     try:
         while True:
             try:
+                if check is not None:
+                    await check()
+                    check = None
                 async with translated(f"reading inbox of {model}"):
                     if cursor == "$":
                         cursor = await _last(connection, key)

@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import redis.asyncio
@@ -118,7 +119,9 @@ class LaneReads:
         gathered, self._gathered = self._gathered, []
         for start in range(0, len(gathered), _TOGETHER):
             together = gathered[start : start + _TOGETHER]
-            reading = self._spawn(self._read_together(together))
+            reading = self._spawn(self._serve(together))
+            # Not by the task itself: it may be cancelled before its first step.
+            reading.add_done_callback(partial(_tell, together))
             for waiter in together:
                 waiter.reading = reading
 
@@ -128,22 +131,9 @@ class LaneReads:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _read_together(self, together: Sequence[_Waiter]) -> None:
-        waiting = list(together)
-        try:
-            await self._serve(waiting)
-        except RedisError as error:
-            refused = isinstance(error.__cause__, ResponseError)
-            for waiter in waiting:
-                settle(waiter.entries, None if refused else error)
-        except asyncio.CancelledError:
-            for waiter in waiting:
-                settle(waiter.entries, RedisUnavailableError("reading lanes: given up with another's read"))
-            raise
-
-    async def _serve(self, waiting: list[_Waiter]) -> None:
+    async def _serve(self, together: Sequence[_Waiter]) -> None:
         """Read until the time is over. Who has entries waits no more; the others are asked for again at once."""
-        ends_ms = self._next_end_ms()
+        waiting, ends_ms = list(together), self._next_end_ms()
         while waiting:
             lanes = [lane for waiter in waiting for lane in waiter.lanes]
             count = min(waiter.count for waiter in waiting)
@@ -197,6 +187,21 @@ class LaneReads:
     async def _close_free(self) -> None:
         while self._free:
             await _close(self._free.pop()[1])
+
+
+def _tell(together: Sequence[_Waiter], reading: asyncio.Task[None]) -> None:
+    """Let nobody wait for a read that is over."""
+    for waiter in together:
+        settle(waiter.entries, _end_of(reading))
+
+
+def _end_of(reading: asyncio.Task[None]) -> BaseException | None:
+    """What a read's end means to whoever has no entries from it: None, that the server refused it."""
+    if reading.cancelled():
+        return RedisUnavailableError("reading lanes: given up with another's read")
+    error = reading.exception()
+    refused = isinstance(error, RedisError) and isinstance(error.__cause__, ResponseError)
+    return None if refused else error
 
 
 def _now_ms() -> int:
