@@ -100,7 +100,7 @@ class _Producer:
         working = asyncio.create_task(self._produce_till_answered())
         ended, _ = await asyncio.wait({working, *endless}, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
-            task.result()  # whatever fails ends this life, which the checker counts: who reads no more only stands still
+            task.result()  # what fails ends this life, and the checker sees that: who reads no more only stands still
         assert working in ended, "it stopped reading, or writing, by itself"
         for task in endless:
             await end_task(task)
