@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
+from headrace_cluster.bench.held_processes import HeldProcesses
 from headrace_cluster.bench.scale import PARTS, run_scale
 from headrace_cluster.bench.scale_routing import RoutingPlan, flatness, measure_routing
+from support.waiting import eventually_sync
 
 
 def test_a_job_costs_about_the_same_at_every_size() -> None:
@@ -36,3 +44,24 @@ def test_the_parts_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report["jobs"] == RoutingPlan.quick().jobs
     assert report["machine"]["cores"] >= 1
     assert set(PARTS) == {"replicas", "routers", "routing", "fifo", "autoscaling"}
+
+
+def test_a_process_that_is_held_has_its_share_of_the_time_and_no_more() -> None:
+    """Afterwards it goes on."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            eventually_sync(lambda: _cpu_s(process.pid) > 0)
+            with HeldProcesses([process.pid], 0.2):
+                began_s, before_s = time.monotonic(), _cpu_s(process.pid)
+                eventually_sync(lambda: time.monotonic() > began_s + 0.5 and _cpu_s(process.pid) > before_s)
+                share = (_cpu_s(process.pid) - before_s) / (time.monotonic() - began_s)
+            assert share < 0.5
+            after_s = _cpu_s(process.pid)
+            eventually_sync(lambda: _cpu_s(process.pid) > after_s + 0.1)
+        finally:
+            process.kill()
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

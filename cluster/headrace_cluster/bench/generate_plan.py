@@ -24,6 +24,8 @@ class GeneratePlan:
     longest_answer: int = 128
     slots: int = 32
     rounds: int = 3
+    system_rounds: int = 5
+    """Its figures are differences of a few in a hundred."""
     single_tokens: int = 128
     """New tokens of the sequence that runs alone."""
     choice_prompts: int = 32
@@ -52,6 +54,7 @@ class GeneratePlan:
             prompts=8,
             longest_answer=12,
             rounds=1,
+            system_rounds=1,
             single_tokens=8,
             choice_tokens=0,
             judged_tokens=512,

@@ -77,7 +77,7 @@ class _Bench:
         """Rounds of engine, pieces, and streams in turn; then lone jobs in turn with the engine's."""
         async with AsyncClient(self._url) as client:
             await self._whole(client, self._workload().first(4, longest_answer=4))
-            rounds = [await self._round(client, number) for number in range(self._plan.rounds)]
+            rounds = [await self._round(client, number) for number in range(self._plan.system_rounds)]
             self._say("lone jobs")
             await self._lone(client)
             audit = await client.audit(_NAME)
@@ -89,13 +89,21 @@ class _Bench:
         return whole.first(self._plan.prompts, longest_answer=self._plan.longest_answer)
 
     async def _round(self, client: AsyncClient, number: int) -> tuple[float, float, float]:
-        """Tokens a second in process, through the service, and streamed."""
-        self._say(f"round {number + 1} of {self._plan.rounds}: through the service")
+        """Tokens a second in process, through the service, and streamed; in every second round the other way about,
+        since a machine that others use as well gets slower and faster as it goes."""
+        self._say(f"round {number + 1} of {self._plan.system_rounds}: through the service")
+        if number % 2:
+            streamed = await self._streamed(client, self._workload())
+            whole = await self._whole(client, self._workload())
+            return self._in_process(), whole, streamed
+        engine = self._in_process()
+        whole = await self._whole(client, self._workload())
+        return engine, whole, await self._streamed(client, self._workload())
+
+    def _in_process(self) -> float:
         workload = self._workload()
-        engine = self._ask("generate", prompts=workload.prompts, new_tokens=workload.new_tokens)
-        whole = await self._whole(client, workload)
-        streamed = await self._streamed(client, self._workload())
-        return engine["tokens"] / engine["seconds"], whole, streamed
+        done = self._ask("generate", prompts=workload.prompts, new_tokens=workload.new_tokens)
+        return float(done["tokens"] / done["seconds"])
 
     def _ask(self, do: str, **given: Any) -> dict[str, Any]:
         return self._engine.ask(do, name=_ENGINE, **given)
