@@ -16,12 +16,12 @@ from typing import Final, Self
 
 __all__ = ["HeldProcesses"]
 
-_PERIOD_S: Final = 0.04
-"""Short against a lease, and against the time that a client waits; long against a switch between processes."""
+_PERIOD_S: Final = 0.1
+"""Short against a lease; what runs of it is long against a batch, and against a switch between processes."""
 
 
 class HeldProcesses:
-    """Lets processes of this user run for a share of the time, all of them at once, until its context ends.
+    """Lets processes of this user run for a share of the time, one after the other, until its context ends.
 
     Args:
         pids: of the processes.
@@ -29,28 +29,31 @@ class HeldProcesses:
     """
 
     def __init__(self, pids: Collection[int], share: float) -> None:
-        self._pids = pids
         self._run_s, self._stop_s = share * _PERIOD_S, (1 - share) * _PERIOD_S
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._hold, name="held-processes")
+        # Together they would have the cores to themselves for most of the time, and then fight for them.
+        begins_s = [place / len(pids) * _PERIOD_S for place in range(len(pids))]
+        self._threads = [
+            threading.Thread(target=self._hold, args=(pid, begin_s), name=f"held-{pid}")
+            for pid, begin_s in zip(pids, begins_s, strict=True)
+        ]
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _hold(self) -> None:
-        while not self._over.wait(self._run_s):
-            self._send(signal.SIGSTOP)
-            self._over.wait(self._stop_s)
-            self._send(signal.SIGCONT)
-
-    def _send(self, number: signal.Signals) -> None:
-        for pid in self._pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+    def _hold(self, pid: int, begin_s: float) -> None:
+        with suppress(ProcessLookupError):
+            self._over.wait(begin_s)
+            while not self._over.wait(self._run_s):
+                os.kill(pid, signal.SIGSTOP)
+                self._over.wait(self._stop_s)
+                os.kill(pid, signal.SIGCONT)
