@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import redis
@@ -67,13 +67,15 @@ class RoutingPlan:
     models: tuple[int, ...] = (1, 10, 100)
     waiting: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
     payload_bytes: int = 200
-    rounds: int = 3
-    """Of which the cheapest counts, at each size: what else the machine does only ever adds."""
+    rounds: int = 2
+    """Over all sizes, one after the other, and once over those that take longer to fill than to measure."""
+    stretches: int = 3
+    """Of so many jobs in each round. The cheapest counts, at each size: what else the machine does only ever adds."""
 
     @classmethod
     def quick(cls) -> RoutingPlan:
         """A short look."""
-        return cls(jobs=6_400, replicas=(1, 64), models=(1, 100), waiting=(1_000, 10_000), rounds=1)
+        return cls(jobs=6_400, replicas=(1, 64), models=(1, 100), waiting=(1_000, 10_000), rounds=1, stretches=1)
 
 
 @dataclass(slots=True)
@@ -96,12 +98,14 @@ def measure_routing(plan: RoutingPlan, say: Say) -> dict[str, Any]:
         "models": [Size(models=count) for count in plan.models],
         "waiting": [Size(waiting=count) for count in plan.waiting],
     }
-    measured: dict[Size, Cost] = {}
-    for sizes in axes.values():
+    sizes = list(dict.fromkeys(size for axis in axes.values() for size in axis))
+    costs: dict[Size, list[Cost]] = {size: [] for size in sizes}
+    for number in range(plan.rounds):
         for size in sizes:
-            if size not in measured:
-                say(f"routing: {size}")
-                measured[size] = _cheapest(plan, size)
+            if number == 0 or size.waiting <= plan.jobs:
+                say(f"routing, round {number + 1} of {plan.rounds}: {size}")
+                costs[size] += _measure_afresh(plan, size)
+    measured = {size: _cheapest(costs[size]) for size in sizes}
     waiting = [measured[size].bytes_per_waiting_job for size in axes["waiting"]]
     return {
         "router_cpu_us_per_job": {str(size): round(cost.router_cpu_us_per_job, 2) for size, cost in measured.items()},
@@ -124,26 +128,28 @@ def flatness(values: Sequence[float]) -> float:
     return round(max(values) / min(values) - 1, 3)
 
 
-def _cheapest(plan: RoutingPlan, size: Size) -> Cost:
-    costs = []
-    for _ in range(1 if size.waiting > plan.jobs else plan.rounds):  # filling takes longer than measuring
-        with EmbeddedServer(fsync="everysec", die_with_parent=True) as server:
-            costs.append(asyncio.run(_measure(plan, size, server.url)))
+def _cheapest(costs: Sequence[Cost]) -> Cost:
     best = min(costs, key=lambda cost: cost.router_cpu_us_per_job)
-    best.redis_ops_per_job = min(cost.redis_ops_per_job for cost in costs)
-    return best
+    return replace(best, redis_ops_per_job=min(cost.redis_ops_per_job for cost in costs))
 
 
-async def _measure(plan: RoutingPlan, size: Size, url: str) -> Cost:
+def _measure_afresh(plan: RoutingPlan, size: Size) -> list[Cost]:
+    """On a server of its own, the cost of each stretch."""
+    with EmbeddedServer(fsync="everysec", die_with_parent=True) as server:
+        return asyncio.run(_measure(plan, size, server.url))
+
+
+async def _measure(plan: RoutingPlan, size: Size, url: str) -> list[Cost]:
     models = [f"m{n}" for n in range(size.models)]
     with redis.Redis.from_url(url) as admin:
         before_bytes = _used_bytes(admin)
         jobs = max(plan.least_each, -(-plan.jobs // (_BATCH_JOBS * size.models)) * _BATCH_JOBS)
-        each = jobs + -(-size.waiting // size.models)
+        each = jobs * plan.stretches + -(-size.waiting // size.models)
         await _fill(url, models, each, plan.payload_bytes)
         bytes_per_job = (_used_bytes(admin) - before_bytes) / (each * size.models)
         with ReplicaThread(url) as replicas:
-            return await _route(admin, url, models, jobs, size, replicas, bytes_per_job)
+            ends = [jobs * (number + 1) for number in range(plan.stretches)]
+            return await _route(admin, url, models, ends, size, replicas, bytes_per_job)
 
 
 def _used_bytes(admin: redis.Redis) -> int:
@@ -165,12 +171,13 @@ async def _route(
     admin: redis.Redis,
     url: str,
     models: Sequence[str],
-    jobs: int,
+    ends: Sequence[int],
     size: Size,
     replicas: ReplicaThread,
     bytes_per_job: float,
-) -> Cost:
-    """Begin everything, then count from when the first replica is there until so many jobs of each are answered."""
+) -> list[Cost]:
+    """Begin everything, then count from when the first replica is there, a stretch after the other, each until so many
+    jobs of every model are answered."""
     policy = RoutingPolicy(forming=FormingPolicy(max_jobs=_BATCH_JOBS), limits=_LIMITS)
     lease = Lease(url, models, consumer="bench")
     lease.start()
@@ -187,8 +194,12 @@ async def _route(
         began = _Meter(admin, routers)
         for pool in pools:
             pool.open()
-        await _until(lambda: all(router.counts.answered >= jobs for router in routers), tasks)
-        cpu_s, ops, answered, mean_batch = _Meter(admin, routers).since(began)
+        costs = []
+        for end in ends:
+            await _until(lambda end=end: all(router.counts.answered >= end for router in routers), tasks)  # type: ignore[misc]
+            now = _Meter(admin, routers)
+            costs.append(now.since(began, size, bytes_per_job))
+            began = now
         unsettle()
     finally:
         for router in routers:
@@ -198,9 +209,7 @@ async def _route(
             await end_task(task)
         await process.close()
         await lease.stop()
-    return Cost(
-        size.replicas, size.models, size.waiting, cpu_s / answered * 1e6, ops / answered, mean_batch, bytes_per_job
-    )
+    return costs
 
 
 class _Meter:
@@ -212,11 +221,16 @@ class _Meter:
         self._answered = sum(router.counts.answered for router in routers)
         self._batches = sum(router.counts.batches for router in routers)
 
-    def since(self, before: _Meter) -> tuple[float, int, int, float]:
-        """CPU seconds of this thread, commands of the server, jobs, and the mean size of a batch."""
+    def since(self, before: _Meter, size: Size, bytes_per_waiting_job: float) -> Cost:
+        """By CPU time of this thread and commands of the server."""
         answered = self._answered - before._answered
-        batches = max(1, self._batches - before._batches)
-        return self._cpu_s - before._cpu_s, self._ops - before._ops, answered, answered / batches
+        return Cost(
+            **asdict(size),
+            router_cpu_us_per_job=(self._cpu_s - before._cpu_s) / answered * 1e6,
+            redis_ops_per_job=(self._ops - before._ops) / answered,
+            mean_batch_jobs=answered / max(1, self._batches - before._batches),
+            bytes_per_waiting_job=bytes_per_waiting_job,
+        )
 
 
 async def _until(condition: Callable[[], bool], tasks: Sequence[asyncio.Task[None]]) -> None:
