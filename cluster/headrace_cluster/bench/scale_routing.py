@@ -222,13 +222,13 @@ class _Meter:
         self._batches = sum(router.counts.batches for router in routers)
 
     def since(self, before: _Meter, size: Size, bytes_per_waiting_job: float) -> Cost:
-        """By CPU time of this thread and commands of the server."""
+        """By CPU time of this thread and commands of the server; the size of batches is that of all so far."""
         answered = self._answered - before._answered
         return Cost(
             **asdict(size),
             router_cpu_us_per_job=(self._cpu_s - before._cpu_s) / answered * 1e6,
             redis_ops_per_job=(self._ops - before._ops) / answered,
-            mean_batch_jobs=answered / max(1, self._batches - before._batches),
+            mean_batch_jobs=self._answered / max(1, self._batches),
             bytes_per_waiting_job=bytes_per_waiting_job,
         )
 
