@@ -3,8 +3,8 @@
 A real router and real replicas with engines that do nothing, on two threads of this process; a real server beside it.
 The router's cost is the CPU time of its thread, which neither other processes nor the interpreter's lock add to.
 
-Every model has some dozen batches at least: what its first and its last job cost beyond the others (connections, what a
-tenant leaves behind) belongs to the beginning and the end of work, and not to how many models there are.
+What is counted lies between the beginning and the end of work: what a model's first and last job cost beyond the others
+(connections, what a tenant leaves behind) does not belong to how many models there are.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, Final
 
 import redis
@@ -35,6 +36,10 @@ Say = Callable[[str], None]
 
 _BATCH_JOBS: Final = 64
 _SUBMITTED_TOGETHER: Final = 4096
+_HELD_BATCHES: Final = 4
+"""That a router may hold for each replica, about: jobs that it reads before the first answer, and those that are still
+out when enough are answered."""
+_LONG_TO_FILL: Final = 100_000
 _WITHIN_S: Final = 300.0
 _STOP_S: Final = 30.0
 _LIMITS: Final = Limits(lane_capacity=10_000_000, tenant_capacity=10_000_000)
@@ -59,23 +64,21 @@ class Size:
 class RoutingPlan:
     """How much to measure."""
 
-    jobs: int = 25_600
-    """Answered at each size, divided between the models."""
-    least_each: int = 1_024
-    """Answered of each model all the same."""
+    jobs: int = 6_400
+    """Of one stretch, of all models together."""
     replicas: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     models: tuple[int, ...] = (1, 10, 100)
     waiting: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
     payload_bytes: int = 200
     rounds: int = 2
     """Over all sizes, one after the other, and once over those that take longer to fill than to measure."""
-    stretches: int = 3
-    """Of so many jobs in each round. The cheapest counts, at each size: what else the machine does only ever adds."""
+    stretches: int = 12
+    """In each round. The cheapest counts, at each size: what else the machine does only ever adds."""
 
     @classmethod
     def quick(cls) -> RoutingPlan:
         """A short look."""
-        return cls(jobs=6_400, replicas=(1, 64), models=(1, 100), waiting=(1_000, 10_000), rounds=1, stretches=1)
+        return cls(replicas=(1, 64), models=(1, 100), waiting=(1_000, 10_000), rounds=1, stretches=3)
 
 
 @dataclass(slots=True)
@@ -102,7 +105,7 @@ def measure_routing(plan: RoutingPlan, say: Say) -> dict[str, Any]:
     costs: dict[Size, list[Cost]] = {size: [] for size in sizes}
     for number in range(plan.rounds):
         for size in sizes:
-            if number == 0 or size.waiting <= plan.jobs:
+            if number == 0 or size.waiting < _LONG_TO_FILL:
                 say(f"routing, round {number + 1} of {plan.rounds}: {size}")
                 costs[size] += _measure_afresh(plan, size)
     measured = {size: _cheapest(costs[size]) for size in sizes}
@@ -143,12 +146,12 @@ async def _measure(plan: RoutingPlan, size: Size, url: str) -> list[Cost]:
     models = [f"m{n}" for n in range(size.models)]
     with redis.Redis.from_url(url) as admin:
         before_bytes = _used_bytes(admin)
-        jobs = max(plan.least_each, -(-plan.jobs // (_BATCH_JOBS * size.models)) * _BATCH_JOBS)
-        each = jobs * plan.stretches + -(-size.waiting // size.models)
+        counted = -(-plan.jobs * (plan.stretches + 1) // size.models)
+        each = counted + _HELD_BATCHES * size.replicas * _BATCH_JOBS + -(-size.waiting // size.models)
         await _fill(url, models, each, plan.payload_bytes)
         bytes_per_job = (_used_bytes(admin) - before_bytes) / (each * size.models)
+        ends = [plan.jobs * (number + 1) for number in range(plan.stretches + 1)]
         with ReplicaThread(url) as replicas:
-            ends = [jobs * (number + 1) for number in range(plan.stretches)]
             return await _route(admin, url, models, ends, size, replicas, bytes_per_job)
 
 
@@ -176,8 +179,8 @@ async def _route(
     replicas: ReplicaThread,
     bytes_per_job: float,
 ) -> list[Cost]:
-    """Begin everything, then count from when the first replica is there, a stretch after the other, each until so many
-    jobs of every model are answered."""
+    """Begin everything, and count from when the first of `ends` is reached, in jobs that are answered, to each of the
+    others."""
     policy = RoutingPolicy(forming=FormingPolicy(max_jobs=_BATCH_JOBS), limits=_LIMITS)
     lease = Lease(url, models, consumer="bench")
     lease.start()
@@ -191,15 +194,12 @@ async def _route(
     try:
         await _until(lambda: all(pool.heard for pool in pools), tasks)
         unsettle = settle()
-        began = _Meter(admin, routers)
         for pool in pools:
             pool.open()
-        costs = []
+        meters = []
         for end in ends:
-            await _until(lambda end=end: all(router.counts.answered >= end for router in routers), tasks)  # type: ignore[misc]
-            now = _Meter(admin, routers)
-            costs.append(now.since(began, size, bytes_per_job))
-            began = now
+            await _until(lambda end=end: sum(router.counts.answered for router in routers) >= end, tasks)  # type: ignore[misc]
+            meters.append(_Meter(admin, routers))
         unsettle()
     finally:
         for router in routers:
@@ -209,7 +209,8 @@ async def _route(
             await end_task(task)
         await process.close()
         await lease.stop()
-    return costs
+    stretches = ((earlier, later) for earlier, later in pairwise(meters) if later.answered > earlier.answered)
+    return [later.since(earlier, size, bytes_per_job) for earlier, later in stretches]
 
 
 class _Meter:
@@ -218,17 +219,17 @@ class _Meter:
     def __init__(self, admin: redis.Redis, routers: Sequence[ModelRouter]) -> None:
         self._cpu_s = time.thread_time()
         self._ops = int(admin.info("stats")["total_commands_processed"])
-        self._answered = sum(router.counts.answered for router in routers)
+        self.answered = sum(router.counts.answered for router in routers)
         self._batches = sum(router.counts.batches for router in routers)
 
     def since(self, before: _Meter, size: Size, bytes_per_waiting_job: float) -> Cost:
         """By CPU time of this thread and commands of the server; the size of batches is that of all so far."""
-        answered = self._answered - before._answered
+        answered = self.answered - before.answered
         return Cost(
             **asdict(size),
             router_cpu_us_per_job=(self._cpu_s - before._cpu_s) / answered * 1e6,
             redis_ops_per_job=(self._ops - before._ops) / answered,
-            mean_batch_jobs=self._answered / max(1, self._batches),
+            mean_batch_jobs=self.answered / max(1, self._batches),
             bytes_per_waiting_job=bytes_per_waiting_job,
         )
 
