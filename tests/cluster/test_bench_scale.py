@@ -19,7 +19,7 @@ from support.waiting import eventually_sync
 def test_a_job_costs_about_the_same_at_every_size() -> None:
     """Three sizes, a hundredth of what the command measures. Only counts are compared: CPU time is the machine's."""
     said: list[str] = []
-    plan = RoutingPlan(jobs=1024, replicas=(1, 4), models=(1, 2), waiting=(512,), rounds=1, stretches=2)
+    plan = RoutingPlan(jobs=256, replicas=(1, 4), models=(1, 2), waiting=(512,), rounds=1)
     report = measure_routing(plan, said.append)
 
     sizes = ["replicas=1,models=1,waiting=0", "replicas=4,models=1,waiting=0"]

@@ -3,8 +3,8 @@
 A real router and real replicas with engines that do nothing, on two threads of this process; a real server beside it.
 The router's cost is the CPU time of its thread, which neither other processes nor the interpreter's lock add to.
 
-What is counted lies between the beginning and the end of work: what a model's first and last job cost beyond the others
-(connections, what a tenant leaves behind) does not belong to how many models there are.
+Every model has some dozen batches at least: what its first and its last job cost beyond the others (connections, what a
+tenant leaves behind) belongs to the beginning and the end of work, and not to how many models there are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from typing import Any, Final
 
 import redis
@@ -36,10 +35,8 @@ Say = Callable[[str], None]
 
 _BATCH_JOBS: Final = 64
 _SUBMITTED_TOGETHER: Final = 4096
-_HELD_BATCHES: Final = 4
-"""That a router may hold for each replica, about: jobs that it reads before the first answer, and those that are still
-out when enough are answered."""
-_LONG_TO_FILL: Final = 100_000
+_LONG_TO_FILL: Final = 500_000
+"""Waiting jobs: all rounds of such a size are measured one behind the other, for once."""
 _WITHIN_S: Final = 300.0
 _STOP_S: Final = 30.0
 _LIMITS: Final = Limits(lane_capacity=10_000_000, tenant_capacity=10_000_000)
@@ -64,21 +61,21 @@ class Size:
 class RoutingPlan:
     """How much to measure."""
 
-    jobs: int = 6_400
-    """Of one stretch, of all models together."""
+    jobs: int = 25_600
+    """Answered at each size, divided between the models."""
+    least_each: int = 1_024
+    """Answered of each model all the same."""
     replicas: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     models: tuple[int, ...] = (1, 10, 100)
     waiting: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
     payload_bytes: int = 200
-    rounds: int = 2
-    """Over all sizes, one after the other, and once over those that take longer to fill than to measure."""
-    stretches: int = 12
-    """In each round. The cheapest counts, at each size: what else the machine does only ever adds."""
+    rounds: int = 3
+    """Over all sizes, one after the other. The cheapest counts, at each size: what else the machine does only adds."""
 
     @classmethod
     def quick(cls) -> RoutingPlan:
         """A short look."""
-        return cls(replicas=(1, 64), models=(1, 100), waiting=(1_000, 10_000), rounds=1, stretches=3)
+        return cls(jobs=6_400, replicas=(1, 64), models=(1, 100), waiting=(1_000, 10_000), rounds=1)
 
 
 @dataclass(slots=True)
@@ -146,12 +143,13 @@ async def _measure(plan: RoutingPlan, size: Size, url: str) -> list[Cost]:
     models = [f"m{n}" for n in range(size.models)]
     with redis.Redis.from_url(url) as admin:
         before_bytes = _used_bytes(admin)
-        counted = -(-plan.jobs * (plan.stretches + 1) // size.models)
-        each = counted + _HELD_BATCHES * size.replicas * _BATCH_JOBS + -(-size.waiting // size.models)
+        jobs = max(plan.least_each, -(-plan.jobs // (_BATCH_JOBS * size.models)) * _BATCH_JOBS)
+        stretches = plan.rounds if size.waiting >= _LONG_TO_FILL else 1
+        each = jobs * stretches + -(-size.waiting // size.models)
         await _fill(url, models, each, plan.payload_bytes)
         bytes_per_job = (_used_bytes(admin) - before_bytes) / (each * size.models)
-        ends = [plan.jobs * (number + 1) for number in range(plan.stretches + 1)]
         with ReplicaThread(url) as replicas:
+            ends = [jobs * (number + 1) for number in range(stretches)]
             return await _route(admin, url, models, ends, size, replicas, bytes_per_job)
 
 
@@ -179,8 +177,8 @@ async def _route(
     replicas: ReplicaThread,
     bytes_per_job: float,
 ) -> list[Cost]:
-    """Begin everything, and count from when the first of `ends` is reached, in jobs that are answered, to each of the
-    others."""
+    """Begin everything, then count from when the first replica is there, a stretch after the other, each until so many
+    jobs of every model are answered."""
     policy = RoutingPolicy(forming=FormingPolicy(max_jobs=_BATCH_JOBS), limits=_LIMITS)
     lease = Lease(url, models, consumer="bench")
     lease.start()
@@ -194,12 +192,15 @@ async def _route(
     try:
         await _until(lambda: all(pool.heard for pool in pools), tasks)
         unsettle = settle()
+        began = _Meter(admin, routers)
         for pool in pools:
             pool.open()
-        meters = []
+        costs = []
         for end in ends:
-            await _until(lambda end=end: sum(router.counts.answered for router in routers) >= end, tasks)  # type: ignore[misc]
-            meters.append(_Meter(admin, routers))
+            await _until(lambda end=end: all(router.counts.answered >= end for router in routers), tasks)  # type: ignore[misc]
+            now = _Meter(admin, routers)
+            costs.append(now.since(began, size, bytes_per_job))
+            began = now
         unsettle()
     finally:
         for router in routers:
@@ -209,8 +210,7 @@ async def _route(
             await end_task(task)
         await process.close()
         await lease.stop()
-    stretches = ((earlier, later) for earlier, later in pairwise(meters) if later.answered > earlier.answered)
-    return [later.since(earlier, size, bytes_per_job) for earlier, later in stretches]
+    return costs
 
 
 class _Meter:
@@ -219,17 +219,17 @@ class _Meter:
     def __init__(self, admin: redis.Redis, routers: Sequence[ModelRouter]) -> None:
         self._cpu_s = time.thread_time()
         self._ops = int(admin.info("stats")["total_commands_processed"])
-        self.answered = sum(router.counts.answered for router in routers)
+        self._answered = sum(router.counts.answered for router in routers)
         self._batches = sum(router.counts.batches for router in routers)
 
     def since(self, before: _Meter, size: Size, bytes_per_waiting_job: float) -> Cost:
         """By CPU time of this thread and commands of the server; the size of batches is that of all so far."""
-        answered = self.answered - before.answered
+        answered = self._answered - before._answered
         return Cost(
             **asdict(size),
             router_cpu_us_per_job=(self._cpu_s - before._cpu_s) / answered * 1e6,
             redis_ops_per_job=(self._ops - before._ops) / answered,
-            mean_batch_jobs=self.answered / max(1, self._batches),
+            mean_batch_jobs=self._answered / max(1, self._batches),
             bytes_per_waiting_job=bytes_per_waiting_job,
         )
 
