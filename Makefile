@@ -12,7 +12,7 @@ PYTEST = $(BIN)/python -m pytest -m 'not long' $(PYTEST_ARGS)
 CLUSTERS := tests/deploy/test_manifest_run.py tests/ray tests/chaos
 CHAOS_ARGS = $(if $(SEED),--seed $(SEED)) $(if $(DURATION_S),--duration-s $(DURATION_S))
 
-.PHONY: help install demo test drills fuzz chaos soak lint format docs bench bench-transport bench-e2e bench-kernels bench-compression bench-generate bench-scale peers clean
+.PHONY: help install demo test drills fuzz chaos soak lint format docs bench bench-transport bench-e2e bench-kernels bench-compression bench-generate bench-scale bench-observability peers clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,7 +65,7 @@ format: install ## put the code in form
 docs: install ## rewrite the tables of docs/configuration.md from the code
 	cd tests && ../$(BIN)/python -m support.reference
 
-bench: bench-kernels bench-transport bench-e2e bench-compression bench-generate bench-scale ## all benchmarks (BENCH_ARGS=--quick for a short look)
+bench: bench-kernels bench-transport bench-e2e bench-compression bench-generate bench-scale bench-observability ## all benchmarks (BENCH_ARGS=--quick for a short look)
 
 bench-kernels: install ## the int8 linear layer against fp32
 	$(BIN)/headrace bench kernels $(BENCH_ARGS)
@@ -84,6 +84,9 @@ bench-generate: install peers ## new tokens a second of a language model
 
 bench-scale: install ## replicas, routers, models, waiting jobs: what is lost as a service grows
 	$(BIN)/headrace bench scale $(BENCH_ARGS)
+
+bench-observability: install ## what metrics and traces cost, against a service without
+	$(BIN)/headrace bench observability $(BENCH_ARGS)
 
 peers: $(PEERS)/.installed ## environments of the queues and libraries that benchmarks compare with
 

@@ -102,12 +102,13 @@ def test_what_a_draft_gains(tmp_path: Path) -> None:
     subject = Subject(str(path), source, load_tokenizer(source, 1 << 20))
     report, plan = GenerateReport(), GeneratePlan.quick(None, draft=str(path))
 
-    measure_draft(subject, replace(plan, single_tokens=32), report, lambda _words: None)
+    # Long enough that guessing is tried again where it was found not to pay, which is the machine's to say.
+    measure_draft(subject, replace(plan, single_tokens=32, draft_jobs=8), report, lambda _words: None)
 
     assert report.draft_speedup is not None
     assert report.draft_speedup > 0
     assert report.draft_guessed
-    assert report.draft_right == pytest.approx(1, abs=0.2)  # what is guessed beyond an answer's end counts as wrong
+    assert report.draft_right == pytest.approx(1, abs=0.5)  # what is guessed beyond an answer's end counts as wrong
     assert report.draft_changed == 0
 
 

@@ -167,6 +167,17 @@ def test_demo(demo: Report) -> None:
 
 
 @pytest.mark.long
+def test_what_metrics_cost(run: Callable[..., Report]) -> None:
+    """Two whole services side by side, and the same jobs through both."""
+    report = run("bench", "observability", "--quick")
+    positive(report, "transport_jobs_per_s", "transport_jobs_per_s_without", "e2e_jobs_per_s", "e2e_jobs_per_s_without")
+    for part in ("transport", "e2e"):
+        costs = sorted(map(float, report[f"{part}_costs"].split()))
+        assert len(costs) == report["rounds"]
+        assert costs[0] - 0.001 <= report[f"{part}_cost"] <= costs[-1] + 0.001
+
+
+@pytest.mark.long
 def test_half_of_the_weights_set_to_zero(run: Callable[..., Report]) -> None:
     """The file shrinks and gives every bit back; nothing gets faster, and the report says so."""
     report = run("bench", "compression", "--quick", "--only", "sparse")

@@ -156,6 +156,17 @@ def cold_start(*, quick: _Quick = False, model: _Model = None, as_json: AsJson =
     return _tell(report, as_json=as_json)
 
 
+@bench.command()
+def observability(*, quick: _Quick = False, model: _Model = None, as_json: AsJson = False) -> int:
+    """What metrics and traces cost as they are by default: the same jobs through a service with and one without."""
+    from headrace_cluster.bench.observability import ObservabilityPlan, run_observability
+
+    plan = ObservabilityPlan.quick() if quick else ObservabilityPlan()
+    with steps(as_json=as_json) as say:
+        report = run_observability(plan, say, model=model)
+    return _tell(report, as_json=as_json)
+
+
 def _tell(report: dict[str, Any], *, as_json: bool) -> int:
     """The report as one JSON object, or as a table."""
     output = Output(as_json=as_json)

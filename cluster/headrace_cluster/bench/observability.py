@@ -1,0 +1,130 @@
+"""`headrace bench observability`: what metrics and traces cost, as they are by default, against none.
+
+Two whole services stand side by side, one with metrics and one without, and the same jobs go through each in turn, now
+this one first and now that: what else the machine does falls on both. Traces are off by default, which costs a look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
+
+from headrace import AsyncClient, Job
+from headrace.errors import HeadraceError
+from headrace_cluster.bench import observability_service
+from headrace_cluster.bench.models import packaged_encoder
+from headrace_cluster.bench.observability_service import ECHO, ENCODER
+from headrace_cluster.corpus import reference_texts
+
+__all__ = ["ObservabilityPlan", "run_observability"]
+
+Say = Callable[[str], None]
+
+_IN_FLIGHT: Final = 1024
+_END_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ObservabilityPlan:
+    """How much to measure."""
+
+    jobs: int = 40_000
+    """Of a round through the model that does nothing."""
+    texts: int = 3_000
+    """Of a round through the encoder."""
+    rounds: int = 10
+
+    @classmethod
+    def quick(cls) -> ObservabilityPlan:
+        """A short look."""
+        return cls(jobs=4_000, texts=200, rounds=2)
+
+
+def run_observability(plan: ObservabilityPlan, say: Say, *, model: str | None = None) -> dict[str, Any]:
+    """The cost of metrics as a share of throughput, with the rates it is of.
+
+    Args:
+        plan: how much.
+        say: is told what is being done.
+        model: the encoder's folder, artifact or hub id; None: the packaged all-MiniLM-L6-v2.
+
+    Returns:
+        `transport_cost` of jobs that do nothing and `e2e_cost` of texts, medians of the rounds, below 0 where the
+        service with metrics was the faster one; `…_costs`, each round's; and the median rates with and without.
+
+    Raises:
+        RuntimeError: a service did not start; with what it said last.
+        HeadraceError: jobs failed.
+    """
+    encoder = model or str(packaged_encoder())
+    say("starting a service with metrics, and one without")
+    with _service("on", encoder) as watched, _service("off", encoder) as unwatched:
+        transport = _in_turn(watched, unwatched, ECHO, list(range(plan.jobs)), plan.rounds, say)
+        e2e = _in_turn(watched, unwatched, ENCODER, reference_texts(plan.texts, seed=5), plan.rounds, say)
+    return _told("transport", transport) | _told("e2e", e2e) | {"rounds": plan.rounds}
+
+
+@contextmanager
+def _service(metrics: str, model: str) -> Iterator[str]:
+    """The URL of a service's Redis."""
+    command = [sys.executable, "-m", observability_service.__name__, metrics, model]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            if not (url := process.stdout.readline().strip()):
+                errors.seek(0)
+                raise RuntimeError(f"the service did not start:\n{errors.read()[-2000:]}")
+            yield url
+            process.stdin.close()
+            process.wait(_END_S)
+        finally:
+            process.kill()
+
+
+def _in_turn(
+    watched: str, unwatched: str, model: str, inputs: Sequence[Any], rounds: int, say: Say
+) -> list[tuple[float, float]]:
+    """For each round, jobs a second with metrics and without."""
+    for url in (watched, unwatched):
+        asyncio.run(_rate(url, model, inputs[: len(inputs) // 4]))
+    rates = []
+    for number in range(rounds):
+        say(f"{model}: round {number + 1} of {rounds}")
+        order = (watched, unwatched) if number % 2 else (unwatched, watched)
+        rate_of = {url: asyncio.run(_rate(url, model, inputs)) for url in order}
+        rates.append((rate_of[watched], rate_of[unwatched]))
+    return rates
+
+
+async def _rate(url: str, model: str, inputs: Sequence[Any]) -> float:
+    async with AsyncClient(url) as client:
+        began_s, answered = time.perf_counter(), 0
+        jobs = (Job(model=model, input=one) for one in inputs)
+        async for result in client.map(jobs, in_flight=_IN_FLIGHT, ordered=False):
+            answered += result.ok
+        took_s = time.perf_counter() - began_s
+    if answered != len(inputs):
+        raise HeadraceError(f"{len(inputs) - answered} of {len(inputs)} jobs failed")
+    return answered / took_s
+
+
+def _told(name: str, rates: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    costs = [1 - watched / unwatched for watched, unwatched in rates]
+    return {
+        f"{name}_cost": round(median(costs), 4),
+        f"{name}_costs": " ".join(f"{cost:.3f}" for cost in costs),
+        f"{name}_jobs_per_s": round(median(watched for watched, _ in rates), 1),
+        f"{name}_jobs_per_s_without": round(median(unwatched for _, unwatched in rates), 1),
+    }
