@@ -15,6 +15,7 @@ from headrace_workers.compression.recipe import Distill
 from headrace_workers.compression.search.candidates import Candidate
 from headrace_workers.compression.search.front import read_front
 from headrace_workers.compression.search.journal import Question
+from headrace_workers.compression.search.served import ServedFigures
 from headrace_workers.compression.search.study_search import OutOfTime, explain_miss, search
 from headrace_workers.compression.search.target import parse_target
 from support.arithmetic_study import EASY, Arithmetic
@@ -177,6 +178,23 @@ def test_a_finalist_that_fails_behind_the_service_is_not_a_success(tmp_path: Pat
     front = search(study, parse_target("speed>=3.9x"), tmp_path, budget_s=1000, clock=study.clock)
     assert all(entry.figures["speed"] > 3.9 for entry in front.entries if entry.final)
     assert front.entry(front.chosen).served is None or not front.met
+
+
+def test_a_search_that_is_complete_judges_nobody_else_when_it_goes_on(tmp_path: Path) -> None:
+    """Also where those that it judged turned out so slow behind the service that another would be chosen now."""
+
+    class Disappointing(Arithmetic):
+        def judge(self, artifact: Path | None) -> tuple[dict[str, float], ServedFigures | None]:
+            held_out, served = super().judge(artifact)
+            if served is not None and artifact is not None:
+                served = served.model_copy(update={"texts_per_s": 2.0})
+            return held_out, served
+
+    target = parse_target("speed>=3.9x")
+    search(once := Disappointing(), target, tmp_path, budget_s=1000, clock=once.clock)
+    assert len(once.judged) > 1
+    search(again := Disappointing(), target, tmp_path, budget_s=1000, clock=again.clock)
+    assert (again.tried, again.judged) == ([], [])
 
 
 def test_another_model_needs_another_folder(tmp_path: Path) -> None:

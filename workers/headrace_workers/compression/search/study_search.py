@@ -246,7 +246,9 @@ class _Search:
                 self._judged(entry.name, entry.artifact, original.served)
 
     def _finalists(self) -> list[Entry]:
-        if not (entries := self.entries()):
+        """Chosen by what the trials came to, and not by what finalists were judged to be: a search that goes on would
+        find others every time."""
+        if not (entries := [_unjudged(entry) for entry in self.entries()]):
             return []
         best = choose(entries, self.target)
         others = sorted((one for one in entries if one.on_front), key=lambda one: self.target.missing(one.figures))
@@ -320,6 +322,10 @@ def explain_miss(front: Front) -> GateError | None:
         return GateError(f"no candidate was measured in the time given ({reasons})")
     entry = front.entry(front.chosen)
     return GateError(f"the target {front.target} is not met; nearest is {entry.name!r}: {'; '.join(front.shortfalls)}")
+
+
+def _unjudged(entry: Entry) -> Entry:
+    return entry.model_copy(update={"held_out": {}, "served": None})
 
 
 def _entry(tried: Tried, judged: Judged | None) -> Entry:
