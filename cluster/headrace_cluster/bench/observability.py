@@ -22,13 +22,16 @@ from headrace.errors import HeadraceError
 from headrace_cluster.bench import observability_service
 from headrace_cluster.bench.models import packaged_encoder
 from headrace_cluster.bench.observability_service import ECHO, ENCODER
-from headrace_cluster.corpus import reference_texts
+from headrace_cluster.corpus import heavy_tailed_texts
+from headrace_workers.models.source import find_source
+from headrace_workers.models.tokenizer import load_tokenizer
 
 __all__ = ["ObservabilityPlan", "run_observability"]
 
 Say = Callable[[str], None]
 
 _IN_FLIGHT: Final = 1024
+_LONGEST: Final = 1 << 20
 _END_S: Final = 60.0
 
 
@@ -65,10 +68,11 @@ def run_observability(plan: ObservabilityPlan, say: Say, *, model: str | None = 
         HeadraceError: jobs failed.
     """
     encoder = model or str(packaged_encoder())
+    texts = heavy_tailed_texts(plan.texts, load_tokenizer(find_source(encoder), _LONGEST).lengths)
     say("starting a service with metrics, and one without")
     with _service("on", encoder) as watched, _service("off", encoder) as unwatched:
         transport = _in_turn(watched, unwatched, ECHO, list(range(plan.jobs)), plan.rounds, say)
-        e2e = _in_turn(watched, unwatched, ENCODER, reference_texts(plan.texts, seed=5), plan.rounds, say)
+        e2e = _in_turn(watched, unwatched, ENCODER, texts, plan.rounds, say)
     return _told("transport", transport) | _told("e2e", e2e) | {"rounds": plan.rounds}
 
 
