@@ -10,7 +10,6 @@ import asyncio
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,20 +17,16 @@ from statistics import median
 from typing import Any, Final
 
 from headrace import AsyncClient, Job
-from headrace.errors import HeadraceError
 from headrace_cluster.bench import observability_service
 from headrace_cluster.bench.models import packaged_encoder
 from headrace_cluster.bench.observability_service import ECHO, ENCODER
-from headrace_cluster.corpus import heavy_tailed_texts
-from headrace_workers.models.source import find_source
-from headrace_workers.models.tokenizer import load_tokenizer
+from headrace_cluster.bench.throughput import answered_in_s, mixed_texts
 
 __all__ = ["ObservabilityPlan", "run_observability"]
 
 Say = Callable[[str], None]
 
 _IN_FLIGHT: Final = 1024
-_LONGEST: Final = 1 << 20
 _END_S: Final = 60.0
 
 
@@ -68,7 +63,7 @@ def run_observability(plan: ObservabilityPlan, say: Say, *, model: str | None = 
         HeadraceError: jobs failed.
     """
     encoder = model or str(packaged_encoder())
-    texts = heavy_tailed_texts(plan.texts, load_tokenizer(find_source(encoder), _LONGEST).lengths)
+    texts = mixed_texts(encoder, plan.texts)
     say("starting a service with metrics, and one without")
     with _service("on", encoder) as watched, _service("off", encoder) as unwatched:
         transport = _in_turn(watched, unwatched, ECHO, list(range(plan.jobs)), plan.rounds, say)
@@ -113,15 +108,9 @@ def _in_turn(
 
 
 async def _rate(url: str, model: str, inputs: Sequence[Any]) -> float:
+    jobs = (Job(model=model, input=one) for one in inputs)
     async with AsyncClient(url) as client:
-        began_s, answered = time.perf_counter(), 0
-        jobs = (Job(model=model, input=one) for one in inputs)
-        async for result in client.map(jobs, in_flight=_IN_FLIGHT, ordered=False):
-            answered += result.ok
-        took_s = time.perf_counter() - began_s
-    if answered != len(inputs):
-        raise HeadraceError(f"{len(inputs) - answered} of {len(inputs)} jobs failed")
-    return answered / took_s
+        return len(inputs) / await answered_in_s(client, jobs, len(inputs), in_flight=_IN_FLIGHT)
 
 
 def _told(name: str, rates: Sequence[tuple[float, float]]) -> dict[str, Any]:

@@ -17,11 +17,9 @@ from headrace import AsyncClient, Job
 from headrace.errors import HeadraceError
 from headrace_cluster.bench.models import packaged_encoder
 from headrace_cluster.bench.padded_engine import PaddedEngine
+from headrace_cluster.bench.throughput import mixed_texts
 from headrace_cluster.config.settings import load_config
-from headrace_cluster.corpus import heavy_tailed_texts
 from headrace_cluster.local import LocalService
-from headrace_workers.models.source import find_source
-from headrace_workers.models.tokenizer import load_tokenizer
 
 __all__ = ["FifoPlan", "measure_fifo"]
 
@@ -36,7 +34,6 @@ _ARMS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "ours_padded": ("padded", {"padded": True}),
 }
 _IN_FLIGHT: Final = 512
-_LONGEST: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ def measure_fifo(plan: FifoPlan, say: Say) -> dict[str, Any]:
         HeadraceError: jobs failed.
     """
     model = str(packaged_encoder())
-    texts = heavy_tailed_texts(plan.texts, load_tokenizer(find_source(model), _LONGEST).lengths)
+    texts = mixed_texts(model, plan.texts)
     say("fifo: starting eight replicas")
     runs: dict[str, list[_Run]] = {arm: [] for arm in _ARMS}
     with LocalService(load_config({"models": {arm: _model(model, arm) for arm in _ARMS}})) as service:

@@ -19,6 +19,7 @@ from headrace import AsyncClient, Job
 from headrace.errors import HeadraceError
 from headrace_cluster.bench.held_processes import HeldProcesses
 from headrace_cluster.bench.scale_autoscaling import WaitingEngine
+from headrace_cluster.bench.throughput import answered_in_s
 from headrace_cluster.config.settings import load_config
 from headrace_cluster.local import LocalService
 
@@ -127,13 +128,7 @@ async def _produce(
     async with AsyncClient(url) as client:
         (await client.run(Job(model=model, input=0), timeout_s=60)).unwrap()
         await asyncio.to_thread(begin)
-        began_s, answered = time.perf_counter(), 0
-        async for result in client.map((Job(model=model, input=n) for n in range(jobs)), in_flight=in_flight):
-            answered += result.ok
-        took_s = time.perf_counter() - began_s
-    if answered != jobs:
-        raise HeadraceError(f"{jobs - answered} of {jobs} jobs failed")
-    return took_s
+        return await answered_in_s(client, (Job(model=model, input=n) for n in range(jobs)), jobs, in_flight=in_flight)
 
 
 # -- routers --------------------------------------------------------------------------------------------------
