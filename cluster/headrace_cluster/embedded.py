@@ -27,6 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from headrace.errors import RedisSetupError
+from headrace_cluster.interrupts import interrupts_wait
 
 __all__ = ["EmbeddedServer", "find_server"]
 
@@ -137,7 +138,7 @@ class EmbeddedServer:
         self.socket.unlink(missing_ok=True)
         log = self.directory / "server.log"
         try:
-            with log.open("ab") as output:
+            with log.open("ab") as output, interrupts_wait():
                 self._process = subprocess.Popen(
                     self._command(),
                     stdin=subprocess.DEVNULL,

@@ -30,7 +30,8 @@ from headrace_cluster.app import application
 from headrace_cluster.autoscaling.placeable import Node, why_unplaceable
 from headrace_cluster.config.settings import ServiceConfig
 from headrace_cluster.embedded import EmbeddedServer
-from headrace_cluster.local_ray import address_left, local_ray, sigterm_interrupts, while_ray_lives
+from headrace_cluster.interrupts import sigterm_interrupts
+from headrace_cluster.local_ray import address_left, local_ray, while_ray_lives
 
 __all__ = ["LocalService"]
 

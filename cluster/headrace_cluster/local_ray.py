@@ -1,6 +1,7 @@
 """The Ray of a service on one machine: started in a folder of its own, stopped in order, and gone for certain.
 
-Ray takes SIGTERM for itself, waits a minute for a Ray that is gone, and leaves its folder behind; here it does not.
+Ray takes SIGTERM for itself, may stay half or hang if an interrupt breaks into its start, waits a minute for a Ray that
+is gone, and leaves its folder behind; here it does not.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import ray
 
 from headrace.server.connection import embedded_socket
+from headrace_cluster.interrupts import interrupts_wait
 
-__all__ = ["address_left", "left_address", "local_ray", "require_ray", "sigterm_interrupts", "while_ray_lives"]
+__all__ = ["address_left", "left_address", "local_ray", "require_ray", "while_ray_lives"]
 
 _OBJECT_STORE_BYTES: Final = 256 << 20
 _LONGEST_FOLDER: Final = 40
@@ -57,10 +60,54 @@ def local_ray(cpus: int, *, verbose: bool) -> Iterator[None]:
                 "object_store_memory": _OBJECT_STORE_BYTES,
                 "_temp_dir": stack.enter_context(_short_folder()),
             }
-        stack.callback(ray.shutdown)
-        with _own_sigterm_handler_kept():
-            ray.init(log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR, **options)
+        level = logging.INFO if verbose else logging.ERROR
+        stack.enter_context(_started(partial(ray.init, log_to_driver=verbose, logging_level=level, **options)))
         yield
+
+
+@contextmanager
+def _started(start: Callable[[], object]) -> Iterator[None]:
+    """Ray, started whole in a thread of its own, where no interrupt breaks in.
+
+    The thread stays as long as Ray: the kernel kills Ray's processes when the thread that started them ends.
+    """
+    started, over = Future[None](), threading.Event()
+    thread = threading.Thread(target=_start, args=(start, started, over), name="headrace-ray-started", daemon=True)
+    try:
+        _start_whole(thread, started)
+        yield
+    finally:
+        ray.shutdown()
+        over.set()
+
+
+def _start_whole(thread: threading.Thread, started: Future[None]) -> None:
+    """Wait for a whole Ray, though an interrupt comes, and take SIGTERM back from it.
+
+    The handler that Ray's library puts below Python's writes a stack trace, and has the process aborted in 3 s.
+    """
+    try:
+        with interrupts_wait():
+            thread.start()
+        started.result()
+    except KeyboardInterrupt:
+        if thread.is_alive():
+            wait([started])
+        signal.alarm(0)
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def _start(start: Callable[[], object], started: Future[None], over: threading.Event) -> None:
+    try:
+        start()
+    except BaseException as error:
+        started.set_exception(error)
+    else:
+        started.set_result(None)
+        over.wait()
 
 
 def _address_file() -> Path:
@@ -148,31 +195,3 @@ def _short_folder() -> Iterator[str]:
         while folder.exists() and time.monotonic() < deadline:
             shutil.rmtree(folder, ignore_errors=True)
             time.sleep(_LOOK_EVERY_S if folder.exists() else 0)
-
-
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Have SIGTERM raise KeyboardInterrupt in the main thread, where there is a context to leave."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextmanager
-def _own_sigterm_handler_kept() -> Iterator[None]:
-    """`ray.init` takes SIGTERM for itself, and its handler ends the program without asking anybody."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if main:
-            with suppress(TypeError):  # a handler that was not set from Python
-                signal.signal(signal.SIGTERM, handler)

@@ -53,11 +53,14 @@ def test_a_service_manager_may_stop_all_processes_at_once(place: Place) -> None:
     nothing_stays(place, processes)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_can_be_stopped_before_it_is_ready(place: Place, number: signal.Signals) -> None:
-    """While Ray is being started."""
+@pytest.mark.parametrize(
+    ("number", "last_started"),
+    [(signal.SIGINT, "raylet"), (signal.SIGTERM, "raylet"), (signal.SIGTERM, "ray::ServeContr")],
+)
+def test_it_can_be_stopped_before_it_is_ready(place: Place, number: signal.Signals, last_started: str) -> None:
+    """While Ray is being started, and while the application is."""
     process = place.start("--config", place.write({"models": {"echo": {"engine": {"kind": "echo"}}}}), "--json")
-    eventually_sync(lambda: any(member.name == "raylet" for member in family(process.pid)), within_s=START_S)
+    eventually_sync(lambda: any(member.name == last_started for member in family(process.pid)), within_s=START_S)
     processes = family(process.pid)
     process.send_signal(number)
     out, _ = process.communicate(timeout=STOP_S)

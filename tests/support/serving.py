@@ -73,7 +73,7 @@ def next_line(process: subprocess.Popen[str]) -> str:
 def nothing_stays(place: Place, processes: set[Process]) -> None:
     """No process and no temporary file."""
     assert len(processes) > 5
-    eventually_sync(lambda: not still_alive(processes), within_s=10)
+    eventually_sync(lambda: not still_alive(processes), within_s=10, told=lambda: still_alive(processes))
     left = [str(file) for file in place.temporary.rglob("*") if not file.is_dir() and "torchinductor_" not in str(file)]
     left += [file.name for file in place.temporary.iterdir() if not file.name.startswith("torchinductor_")]
     assert left == [], left

@@ -32,11 +32,13 @@ async def eventually(condition: Callable[[], Any], *, within_s: float = 10.0) ->
         await asyncio.sleep(_pause_s(started, within_s, value))
 
 
-def eventually_sync(condition: Callable[[], T], *, within_s: float = 10.0) -> T:
-    """The same for tests without an event loop."""
+def eventually_sync(
+    condition: Callable[[], T], *, within_s: float = 10.0, told: Callable[[], object] | None = None
+) -> T:
+    """The same for tests without an event loop; a failure shows what `told` gives rather than the last value."""
     started = time.monotonic()
     while not (value := condition()):
-        time.sleep(_pause_s(started, within_s, value))
+        time.sleep(_pause_s(started, within_s, told() if told else value))
     return value
 
 
