@@ -2,6 +2,9 @@
 
 Two whole services stand side by side, one with metrics and one without, and the same jobs go through each in turn, now
 this one first and now that: what else the machine does falls on both. Traces are off by default, which costs a look.
+
+Where the processor is what everybody waits for, throughput is lost as processor time is taken; and what a service's
+processes took of it for a job varies far less than how long they had to wait for it on a machine that others use.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from headrace import AsyncClient, Job
 from headrace_cluster.bench import observability_service
 from headrace_cluster.bench.models import packaged_encoder
 from headrace_cluster.bench.observability_service import ECHO, ENCODER
+from headrace_cluster.bench.process_tree import tree_cpu_s
 from headrace_cluster.bench.throughput import answered_in_s, mixed_texts
 
 __all__ = ["ObservabilityPlan", "run_observability"]
@@ -28,6 +32,23 @@ Say = Callable[[str], None]
 
 _IN_FLIGHT: Final = 1024
 _END_S: Final = 60.0
+
+
+class _Service(NamedTuple):
+    url: str
+    pid: int
+
+
+class _Round(NamedTuple):
+    """Of one service."""
+
+    jobs_per_s: float
+    cpu_us_per_job: float
+    """All of its processes together: Ray's, Serve's and the server's too."""
+
+
+_Pair = tuple[_Round, _Round]
+"""The same jobs with metrics, and without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +76,9 @@ def run_observability(plan: ObservabilityPlan, say: Say, *, model: str | None = 
         model: the encoder's folder, artifact or hub id; None: the packaged all-MiniLM-L6-v2.
 
     Returns:
-        `transport_cost` of jobs that do nothing and `e2e_cost` of texts, medians of the rounds, below 0 where the
-        service with metrics was the faster one; `…_costs`, each round's; and the median rates with and without.
+        `transport_cost` of jobs that do nothing and `e2e_cost` of texts: the throughput that metrics take, median of
+        the rounds, below 0 where the service with metrics was the faster one; `…_costs`, each round's; `…_cpu_cost` and
+        `…_cpu_costs`, the same of processor time; and the medians with metrics and without that these come from.
 
     Raises:
         RuntimeError: a service did not start; with what it said last.
@@ -72,8 +94,7 @@ def run_observability(plan: ObservabilityPlan, say: Say, *, model: str | None = 
 
 
 @contextmanager
-def _service(metrics: str, model: str) -> Iterator[str]:
-    """The URL of a service's Redis."""
+def _service(metrics: str, model: str) -> Iterator[_Service]:
     command = [sys.executable, "-m", observability_service.__name__, metrics, model]
     with (
         tempfile.TemporaryFile("w+") as errors,
@@ -85,7 +106,7 @@ def _service(metrics: str, model: str) -> Iterator[str]:
             if not (url := process.stdout.readline().strip()):
                 errors.seek(0)
                 raise RuntimeError(f"the service did not start:\n{errors.read()[-2000:]}")
-            yield url
+            yield _Service(url, process.pid)
             process.stdin.close()
             process.wait(_END_S)
         finally:
@@ -93,31 +114,37 @@ def _service(metrics: str, model: str) -> Iterator[str]:
 
 
 def _in_turn(
-    watched: str, unwatched: str, model: str, inputs: Sequence[Any], rounds: int, say: Say
-) -> list[tuple[float, float]]:
-    """For each round, jobs a second with metrics and without."""
-    for url in (watched, unwatched):
-        asyncio.run(_rate(url, model, inputs[: len(inputs) // 4]))
-    rates = []
+    watched: _Service, unwatched: _Service, model: str, inputs: Sequence[Any], rounds: int, say: Say
+) -> list[_Pair]:
+    for service in (watched, unwatched):
+        asyncio.run(_round(service, model, inputs[: len(inputs) // 4]))
+    pairs = []
     for number in range(rounds):
         say(f"{model}: round {number + 1} of {rounds}")
         order = (watched, unwatched) if number % 2 else (unwatched, watched)
-        rate_of = {url: asyncio.run(_rate(url, model, inputs)) for url in order}
-        rates.append((rate_of[watched], rate_of[unwatched]))
-    return rates
+        measured = {service: asyncio.run(_round(service, model, inputs)) for service in order}
+        pairs.append((measured[watched], measured[unwatched]))
+    return pairs
 
 
-async def _rate(url: str, model: str, inputs: Sequence[Any]) -> float:
+async def _round(service: _Service, model: str, inputs: Sequence[Any]) -> _Round:
     jobs = (Job(model=model, input=one) for one in inputs)
-    async with AsyncClient(url) as client:
-        return len(inputs) / await answered_in_s(client, jobs, len(inputs), in_flight=_IN_FLIGHT)
+    async with AsyncClient(service.url) as client:
+        before_s = tree_cpu_s(service.pid)
+        took_s = await answered_in_s(client, jobs, len(inputs), in_flight=_IN_FLIGHT)
+        return _Round(len(inputs) / took_s, (tree_cpu_s(service.pid) - before_s) / len(inputs) * 1e6)
 
 
-def _told(name: str, rates: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    costs = [1 - watched / unwatched for watched, unwatched in rates]
+def _told(name: str, pairs: Sequence[_Pair]) -> dict[str, Any]:
+    costs = [1 - watched.jobs_per_s / unwatched.jobs_per_s for watched, unwatched in pairs]
+    cpu_costs = [watched.cpu_us_per_job / unwatched.cpu_us_per_job - 1 for watched, unwatched in pairs]
     return {
         f"{name}_cost": round(median(costs), 4),
         f"{name}_costs": " ".join(f"{cost:.3f}" for cost in costs),
-        f"{name}_jobs_per_s": round(median(watched for watched, _ in rates), 1),
-        f"{name}_jobs_per_s_without": round(median(unwatched for _, unwatched in rates), 1),
+        f"{name}_cpu_cost": round(median(cpu_costs), 4),
+        f"{name}_cpu_costs": " ".join(f"{cost:.3f}" for cost in cpu_costs),
+        f"{name}_jobs_per_s": round(median(watched.jobs_per_s for watched, _ in pairs), 1),
+        f"{name}_jobs_per_s_without": round(median(unwatched.jobs_per_s for _, unwatched in pairs), 1),
+        f"{name}_cpu_us_per_job": round(median(watched.cpu_us_per_job for watched, _ in pairs), 1),
+        f"{name}_cpu_us_per_job_without": round(median(unwatched.cpu_us_per_job for _, unwatched in pairs), 1),
     }

@@ -32,5 +32,6 @@ class Instruments:
         return cls(meter_for(enabled=asked.metrics.enabled), make_tracer(asked.tracing, f"headrace.{process}"))
 
     def close(self) -> None:
-        """Send the spans that are still here."""
+        """Record the values and send the spans that are still here."""
+        self.meter.flush()
         self.tracer.close()

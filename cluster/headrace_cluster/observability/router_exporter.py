@@ -107,6 +107,7 @@ class RouterExporter:
             self._export_counts(model, router)
             self._export_state(model, router)
         self._meter.set("headrace_lease_held", float(self._lease_held()))
+        self._meter.flush()
 
     def _export_counts(self, model: str, router: ModelRouter) -> None:
         for field, name in _COUNTERS.items():

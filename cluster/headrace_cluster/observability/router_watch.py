@@ -1,6 +1,6 @@
 """What is recorded of each batch as it passes through a router.
 
-The hot path is watched by the batch, never by the job: a record costs 3 µs, a job 60. So waiting times are those of a
+The hot path is watched by the batch, never by the job: a record costs 3 µs, a job 50. So waiting times are those of a
 few jobs of each batch, and what is only counted is recorded now and then.
 """
 

@@ -85,6 +85,7 @@ class PoolReplica:
         self._watch.started(self._model, self._start.seconds)
         if isinstance(self._replica, DecoderReplica):
             self._replica.say_how_busy()
+        self._instruments.meter.flush()
 
     async def run(self, _replica: str, batch: bytes) -> bytes:
         """Run a packed batch. The first argument is for `DirectRouter`, which has read it by now."""
