@@ -6,13 +6,16 @@ import time
 from collections.abc import Sequence
 from typing import Any, Self
 
-from headrace import scripts
+from headrace import AsyncClient, AsyncStream, Job, scripts
 from headrace.errors import FailureCode
 from headrace.messages import LaneEntry, Status, pack_answer, pack_chunk, pack_failure, unpack_chunk
 from headrace.scripts import Answer, Begun, ChunkOutcome, Delivery, Started, StartOutcome
 from support.by_hand import HandService
 
-__all__ = ["HandStream", "generation"]
+__all__ = ["MODEL", "HandStream", "generation", "job", "opened", "rest_of"]
+
+MODEL = "by-hand"
+"""Whose jobs those of `job` are."""
 
 
 def generation(*texts: str, finish_reason: str = "stop") -> dict[str, Any]:
@@ -94,3 +97,20 @@ class HandStream:
         answer = Answer(self.entry.lane, self.entry.entry_id, self.entry.text, status, body, self.owner)
         [ended] = await scripts.complete(self._service.redis, self._service.model, [answer])
         return ended
+
+
+def job(**fields: object) -> Job:
+    """A job of `MODEL`, with these fields besides."""
+    return Job(model=MODEL, input="?", **fields)
+
+
+async def opened(client: AsyncClient, service: HandService, **fields: object) -> tuple[AsyncStream, HandStream]:
+    """A job that is watched, and the decoder that answers it."""
+    stream = await client.stream(job(**fields), timeout_s=5).start()
+    [decoder] = await HandStream.take(service)
+    return stream, decoder
+
+
+async def rest_of(stream: AsyncStream) -> str:
+    """What is still to come of its text."""
+    return "".join([piece async for piece in stream])
