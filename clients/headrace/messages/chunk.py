@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from headrace.codec import pack, unpack
 from headrace.errors import DecodeError
 
 __all__ = ["Chunk", "pack_chunk", "partial_output", "unpack_chunk"]
+
+_WHAT_IT_IS: Final = "a chunk is a map of 'i', 'n', 'tokens', 'text' and optionally 'logprobs', one for each token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +60,26 @@ def unpack_chunk(body: bytes) -> Chunk:
     Raises:
         DecodeError: it is none.
     """
-    match unpack(body):
-        case {"i": int(index), "n": int(before), "tokens": [*tokens], "text": str(text), **others}:
-            logprobs: Any = others.get("logprobs")
-            if min(index, before, 0) == 0 and _are_tokens(tokens) and _are_of(tokens, logprobs):
-                return Chunk(index, text, tokens, logprobs, before)
-    raise DecodeError("a chunk is a map of 'i', 'n', 'tokens', 'text' and optionally 'logprobs', one for each token")
+    try:
+        read = unpack(body)
+        index, before, tokens, text, logprobs = read["i"], read["n"], read["tokens"], read["text"], read.get("logprobs")
+    except (KeyError, TypeError):
+        raise DecodeError(_WHAT_IT_IS) from None
+    if not (_is_number(index) and _is_number(before) and type(text) is str and _are_tokens(tokens, logprobs)):
+        raise DecodeError(_WHAT_IT_IS)
+    return Chunk(index, text, tokens, logprobs, before)
 
 
-def _are_tokens(tokens: Sequence[Any]) -> bool:
-    return all(type(token) is int and token >= 0 for token in tokens)
+def _is_number(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_tokens(tokens: Any, logprobs: Any) -> bool:
+    return type(tokens) is list and all(map(_is_number, tokens)) and (logprobs is None or _are_of(tokens, logprobs))
 
 
 def _are_of(tokens: Sequence[int], logprobs: Any) -> bool:
-    return logprobs is None or (
+    return (
         isinstance(logprobs, list) and len(logprobs) == len(tokens) and all(isinstance(one, dict) for one in logprobs)
     )
 

@@ -7,6 +7,7 @@ entries; a stream that falls further behind forgets them, and reads them again f
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final, Protocol
@@ -33,10 +34,11 @@ _AT_ONCE: Final = 512
 class Source(Protocol):
     """The chunks of one job in their order, some of them perhaps twice, then its terminal entry."""
 
-    async def next(self) -> Sequence[InboxEntry]:
+    async def next(self, timeout_s: float | None = None) -> Sequence[InboxEntry]:
         """The next entries, at least one. May be cancelled and called again: nothing is skipped.
 
         Raises:
+            TimeoutError: there was none for `timeout_s`.
             ResultGoneError: the answer was consumed or its retention is over.
             RedisSetupError: the inbox cannot be read.
         """
@@ -98,7 +100,9 @@ class OwnSource:
         self._kept: deque[InboxEntry] = deque()
         self._ending: InboxEntry | BaseException | None = None
         self._chunk_ids: list[str] = []
-        self._news = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None
+        self._until_s = math.inf
+        self._timer: asyncio.TimerHandle | None = None
         demultiplexer.watch(job_id, self.feed)
 
     def feed(self, entry: InboxEntry) -> None:
@@ -108,24 +112,25 @@ class OwnSource:
             self._behind = True
         if not self._behind:
             self._kept.append(entry)
-        self._news.set()
+        self._wake()
 
     def end(self, answer: InboxEntry | BaseException) -> None:
         """The terminal entry, or the error because of which none can come."""
         self._ending = answer
-        self._news.set()
+        self._wake()
 
-    async def next(self) -> Sequence[InboxEntry]:
-        """As `Source` has it."""
-        while not (entries := await self._at_hand()):
-            await self._news.wait()
-        return entries
+    async def next(self, timeout_s: float | None = None) -> Sequence[InboxEntry]:
+        """As `Source` has it. One consumer at a time."""
+        until_s = math.inf if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        while True:
+            if self._behind:
+                entries = await self._caught_up(until_s)
+            elif not (entries := self._at_hand()):
+                await self._news(until_s)
+            if entries:
+                return entries
 
-    async def _at_hand(self) -> Sequence[InboxEntry]:
-        self._news.clear()
-        while self._behind:
-            if entries := await self._catch_up():
-                return self._noted(entries)
+    def _at_hand(self) -> Sequence[InboxEntry]:
         if self._kept:
             entries = list(self._kept)
             self._kept.clear()
@@ -136,13 +141,48 @@ class OwnSource:
 
     def _noted(self, entries: Sequence[InboxEntry]) -> Sequence[InboxEntry]:
         self._chunk_ids += [entry.entry_id for entry in entries]
-        self._position = later(self._position, entries[-1].entry_id)
         return entries
+
+    # -- waiting: a timer of its own for each of hundreds of chunks a second would cost as much as the chunk ----
+
+    async def _news(self, until_s: float) -> None:
+        """Wait for the next word of the reader, until a time of the event loop's."""
+        loop = asyncio.get_running_loop()
+        self._until_s, self._waiting = until_s, loop.create_future()
+        if until_s < math.inf and self._timer is None:
+            self._timer = loop.call_at(until_s, self._look_at_the_time)
+        try:
+            await self._waiting
+        finally:
+            self._waiting = None
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _look_at_the_time(self) -> None:
+        """The timer of some wait: end the wait there is now, or come again when its time is up."""
+        self._timer = None
+        if self._waiting is None or self._waiting.done() or self._until_s == math.inf:
+            return
+        loop = self._waiting.get_loop()
+        if loop.time() < self._until_s:
+            self._timer = loop.call_at(self._until_s, self._look_at_the_time)
+        else:
+            self._waiting.set_exception(TimeoutError())
+
+    # -- behind ---------------------------------------------------------------------------------------------
+
+    async def _caught_up(self, until_s: float) -> Sequence[InboxEntry]:
+        async with asyncio.timeout_at(until_s if until_s < math.inf else None):
+            return self._noted(await self._catch_up())
 
     async def _catch_up(self) -> list[InboxEntry]:
         """Read what was forgotten; what comes meanwhile is kept again."""
         self._kept.clear()
         self._behind = False
+        if self._chunk_ids:
+            self._position = later(self._position, self._chunk_ids[-1])
         try:
             stored = await _patiently_read(self._redis, self._model, self._inbox, self._position)
         except BaseException:
@@ -155,6 +195,8 @@ class OwnSource:
 
     async def close(self, *, ended: bool) -> Sequence[str]:
         """As `Source` has it; while others watch the job, its chunks are wanted."""
+        if self._timer is not None:
+            self._timer.cancel()
         wanted = self._demultiplexer.unwatch(self._job_id, self.feed)
         if ended:
             return () if wanted else self._chunk_ids
@@ -191,8 +233,12 @@ class ForeignSource:
         self._reads: AsyncGenerator[list[StreamEntry]] | None = None
         self._asked = False
 
-    async def next(self) -> Sequence[InboxEntry]:
+    async def next(self, timeout_s: float | None = None) -> Sequence[InboxEntry]:
         """As `Source` has it."""
+        async with asyncio.timeout(timeout_s):
+            return await self._next()
+
+    async def _next(self) -> Sequence[InboxEntry]:
         while True:
             if not self._asked and (ending := await self._ending_before()) is not None:
                 return [ending]

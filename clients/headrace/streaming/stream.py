@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from types import TracebackType
@@ -139,7 +138,8 @@ class AsyncStream:
 
         And, the first time, what `start` raises.
         """
-        await self.start()
+        if self._source is None:
+            await self.start()
         while not self._ready:
             if self._result is not None:
                 self._result.unwrap()
@@ -152,8 +152,7 @@ class AsyncStream:
     async def _read(self) -> Any:
         assert self._source is not None  # since `start`
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._source.next()
+            return await self._source.next(self._timeout_s)
         except TimeoutError:
             raise ResultTimeoutError(
                 f"nothing of job {self._job_id} of {self._model} for {self._timeout_s} s"
