@@ -231,6 +231,31 @@ async def test_an_error_of_setup_is_retried_too(client: AsyncClient, redis_url: 
     await redis.aclose()
 
 
+async def test_a_read_that_failed_may_be_carried_out_later(client: AsyncClient, redis_url: str) -> None:
+    """By a kernel that had no answer to its packets for a while: nobody hears what it was given, so somebody looks."""
+    redis = commands(redis_url)
+    await execute(redis, "ACL", "SETUSER", "router", "on", ">pw", "~*", "+@all", "-xreadgroup")
+    reading = Reader(redis_url.replace("unix://", "unix://router:pw@"))
+    running = asyncio.create_task(reading.run())
+    await asyncio.sleep(0.1)
+    await execute(redis, "ACL", "SETUSER", "router", "+xreadgroup")
+    await eventually(lambda: reading.reader.reachable)
+    reading.credit.update(NOTHING)
+    await eventually(lambda: reading.reader.paused)
+    await submit(
+        client, "job", priority="low"
+    )  # whose lanes are the first that are read, and the only ones that failed
+    lanes = keys_of(MODEL).lanes
+    read = ("XREADGROUP", "GROUP", GROUP, "reader", "COUNT", 10, "STREAMS", *lanes, *[">"] * len(lanes))
+    assert await execute(redis, *read)
+    assert reading.ids == []
+    await reading.has("job")
+    reading.reader.stop()
+    await asyncio.wait_for(running, 5)
+    await execute(redis, "ACL", "DELUSER", "router")
+    await redis.aclose()
+
+
 async def test_what_take_raises_ends_the_reader(client: AsyncClient, redis_url: str) -> None:
     """A bug is not retried."""
     reading = Reader(redis_url)

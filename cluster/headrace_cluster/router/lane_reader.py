@@ -3,6 +3,9 @@
 Whatever goes wrong with a read, the reader then adopts: it looks at all that is pending for its consumer in its lanes,
 whether it was to get that from this read, from one that was made for others as well, or long before. So a reply may be
 lost, and a read of many models given up, without anybody knowing what was in it.
+
+Nor is it known when a read that failed is over: where a network was cut, the command may still be in a kernel or a
+proxy before the server, and be carried out once packets pass again, after somebody looked. So the reader looks again.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ log = logging.getLogger("headrace.router")
 _PRIORITIES: Final = 3
 _ADOPTED_AT_ONCE: Final = 256
 """Entries of one lane."""
+_LOOK_AGAIN_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+"""After the last read that failed. Pauses between a kernel's attempts to send double, and it gives up after some 100 s
+(Linux: `tcp_orphan_retries`)."""
 
 Credit = Callable[[int, int], int]
 """How many entries of each of its lanes may be read of a priority now, given that and the number of its lanes that had
@@ -80,8 +86,7 @@ class LaneReader:
     def adopt_again(self) -> None:
         """Look once more at everything this consumer was given: `take` may have forgotten some of it."""
         for part in self._parts:
-            part.adopting = True
-            part.changed.set()
+            part.adopt_again()
 
     def stop(self) -> None:
         """Read nothing more; `run` returns at the latest when its blocking reads end."""
@@ -135,6 +140,12 @@ class _PriorityReader:
         self._active = len(self.lanes)
         self._quiet = False
         """Whether the last read has left nothing in the lanes."""
+        self._timers: list[asyncio.TimerHandle] = []
+
+    def adopt_again(self) -> None:
+        """Look at all that this consumer was given, before anything new is read."""
+        self.adopting = True
+        self.changed.set()
 
     async def run(self, *, after: asyncio.Event | None) -> None:
         """Read until stopped, once `after` has come.
@@ -159,11 +170,22 @@ class _PriorityReader:
                     self._quiet = False
                     await backoff.pause()
                     await self._repair(error)
+                    self._look_again()
                 else:
                     self.reachable = True
                     backoff.reset()
         finally:
             self.entered.set()
+            self._forget_timers()
+
+    def _look_again(self) -> None:
+        self._forget_timers()
+        loop = asyncio.get_running_loop()
+        self._timers = [loop.call_later(later_s, self.adopt_again) for later_s in _LOOK_AGAIN_S]
+
+    def _forget_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
 
     async def _step(self) -> None:
         count = self._credit(self._priority, self._active)
