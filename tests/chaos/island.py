@@ -58,7 +58,7 @@ class Island:
         _ip("link", "set", f"{name}b", "netns", name)
         _ip("address", "add", f"{self._near}/24", "dev", f"{name}a")
         _ip("-n", name, "address", "add", f"{self._far}/24", "dev", f"{name}b")
-        _ip("-n", name, "link", "set", f"{name}b", "up")
+        _ip("link", "set", f"{name}a", "up")
         self.mend()
         self._relay = self._start_relay()
         await eventually(self._is_reachable, within_s=10)
@@ -86,11 +86,12 @@ class Island:
 
     def cut_off(self) -> None:
         """From now on packets are lost, both ways."""
-        _ip("link", "set", f"{self._name}a", "down")
+        # At the far end: without the near one there would be no route, and packets would go to a stranger.
+        _ip("-n", self._name, "link", "set", f"{self._name}b", "down")
 
     def mend(self) -> None:
         """Packets pass again."""
-        _ip("link", "set", f"{self._name}a", "up")
+        _ip("-n", self._name, "link", "set", f"{self._name}b", "up")
 
     def forgive(self) -> None:
         """All is as it should be."""

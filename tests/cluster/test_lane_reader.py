@@ -246,8 +246,8 @@ async def test_a_read_that_failed_may_be_carried_out_later(client: AsyncClient, 
         client, "job", priority="low"
     )  # whose lanes are the first that are read, and the only ones that failed
     lanes = keys_of(MODEL).lanes
-    read = ("XREADGROUP", "GROUP", GROUP, "reader", "COUNT", 10, "STREAMS", *lanes, *[">"] * len(lanes))
-    assert await execute(redis, *read)
+    streams = [*lanes, *[">"] * len(lanes)]
+    assert await execute(redis, "XREADGROUP", "GROUP", GROUP, "reader", "COUNT", 10, "STREAMS", *streams)
     assert reading.ids == []
     await reading.has("job")
     reading.reader.stop()
