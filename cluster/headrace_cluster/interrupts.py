@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["interrupts_wait", "sigterm_interrupts"]
+__all__ = ["interrupts_wait", "sigterm_interrupts", "take_back"]
 
 
 @contextmanager
@@ -39,11 +39,21 @@ def interrupts_wait() -> Iterator[None]:
     def note(number: int, _: FrameType | None) -> None:
         came.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not None}  # set from Python
+    for number in before:
+        signal.signal(number, note)
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+            signal.signal(number, handler)
         for missed in came[:1]:
             signal.raise_signal(missed)
+
+
+def take_back(number: signal.Signals) -> None:
+    """Have Python hear of a signal again, for which a library has put a handler of its own below Python's."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and (handler := signal.getsignal(number)) is not None:
+        signal.signal(number, handler)

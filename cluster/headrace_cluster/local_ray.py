@@ -24,7 +24,7 @@ from typing import Any, Final
 import ray
 
 from headrace.server.connection import embedded_socket
-from headrace_cluster.interrupts import interrupts_wait
+from headrace_cluster.interrupts import interrupts_wait, take_back
 
 __all__ = ["address_left", "left_address", "local_ray", "require_ray", "while_ray_lives"]
 
@@ -96,8 +96,7 @@ def _start_whole(thread: threading.Thread, started: Future[None]) -> None:
         signal.alarm(0)
         raise
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        take_back(signal.SIGTERM)
 
 
 def _start(start: Callable[[], object], started: Future[None], over: threading.Event) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 
 import pytest
+from redis.asyncio import Redis
 
 from headrace import AsyncClient, Job
 from headrace.errors import RedisError
@@ -213,8 +214,9 @@ async def test_a_reader_that_is_stopped_while_it_adopts_ends(client: AsyncClient
         await asyncio.wait_for(running, 2)
 
 
-async def test_an_error_of_setup_is_retried_too(client: AsyncClient, redis_url: str) -> None:
-    """Rights may be given back: a router does not end for want of them, and says that it is not reachable."""
+@asynccontextmanager
+async def refused_reader(redis_url: str) -> AsyncIterator[tuple[Reader, Redis]]:
+    """A reader that has no right to read, and goes on trying; and a connection of somebody who may give it."""
     redis = commands(redis_url)
     await execute(redis, "ACL", "SETUSER", "router", "on", ">pw", "~*", "+@all", "-xreadgroup")
     reading = Reader(redis_url.replace("unix://", "unix://router:pw@"))
@@ -222,38 +224,35 @@ async def test_an_error_of_setup_is_retried_too(client: AsyncClient, redis_url: 
     await asyncio.sleep(0.1)
     assert not running.done()
     assert not reading.reader.reachable
-    await execute(redis, "ACL", "SETUSER", "router", "+xreadgroup")
-    await submit(client, "job")
-    await eventually(lambda: reading.ids == ["job"])
+    yield reading, redis
     reading.reader.stop()
     await asyncio.wait_for(running, 5)
     await execute(redis, "ACL", "DELUSER", "router")
     await redis.aclose()
+
+
+async def test_an_error_of_setup_is_retried_too(client: AsyncClient, redis_url: str) -> None:
+    """Rights may be given back: a router does not end for want of them, and says that it is not reachable."""
+    async with refused_reader(redis_url) as (reading, redis):
+        await execute(redis, "ACL", "SETUSER", "router", "+xreadgroup")
+        await submit(client, "job")
+        await eventually(lambda: reading.ids == ["job"])
 
 
 async def test_a_read_that_failed_may_be_carried_out_later(client: AsyncClient, redis_url: str) -> None:
     """By a kernel that had no answer to its packets for a while: nobody hears what it was given, so somebody looks."""
-    redis = commands(redis_url)
-    await execute(redis, "ACL", "SETUSER", "router", "on", ">pw", "~*", "+@all", "-xreadgroup")
-    reading = Reader(redis_url.replace("unix://", "unix://router:pw@"))
-    running = asyncio.create_task(reading.run())
-    await asyncio.sleep(0.1)
-    await execute(redis, "ACL", "SETUSER", "router", "+xreadgroup")
-    await eventually(lambda: reading.reader.reachable)
-    reading.credit.update(NOTHING)
-    await eventually(lambda: reading.reader.paused)
-    await submit(
-        client, "job", priority="low"
-    )  # whose lanes are the first that are read, and the only ones that failed
-    lanes = keys_of(MODEL).lanes
-    streams = [*lanes, *[">"] * len(lanes)]
-    assert await execute(redis, "XREADGROUP", "GROUP", GROUP, "reader", "COUNT", 10, "STREAMS", *streams)
-    assert reading.ids == []
-    await reading.has("job")
-    reading.reader.stop()
-    await asyncio.wait_for(running, 5)
-    await execute(redis, "ACL", "DELUSER", "router")
-    await redis.aclose()
+    async with refused_reader(redis_url) as (reading, redis):
+        await execute(redis, "ACL", "SETUSER", "router", "+xreadgroup")
+        await eventually(lambda: reading.reader.reachable)
+        reading.credit.update(NOTHING)
+        await eventually(lambda: reading.reader.paused)
+        # Low, whose lanes are read before any others: the others' reads have not failed.
+        await submit(client, "job", priority="low")
+        lanes = keys_of(MODEL).lanes
+        streams = [*lanes, *[">"] * len(lanes)]
+        assert await execute(redis, "XREADGROUP", "GROUP", GROUP, "reader", "COUNT", 10, "STREAMS", *streams)
+        assert reading.ids == []
+        await reading.has("job")
 
 
 async def test_what_take_raises_ends_the_reader(client: AsyncClient, redis_url: str) -> None:

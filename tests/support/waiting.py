@@ -38,11 +38,11 @@ def eventually_sync(
     """The same for tests without an event loop; a failure shows what `told` gives rather than the last value."""
     started = time.monotonic()
     while not (value := condition()):
-        time.sleep(_pause_s(started, within_s, told() if told else value))
+        time.sleep(_pause_s(started, within_s, value, told))
     return value
 
 
-def _pause_s(started: float, within_s: float, value: object) -> float:
+def _pause_s(started: float, within_s: float, value: object, told: Callable[[], object] | None = None) -> float:
     waited_s = time.monotonic() - started
-    assert waited_s < within_s, f"not within {within_s} s; the last value was {value!r}"
+    assert waited_s < within_s, f"not within {within_s} s; the last value was {told() if told else value!r}"
     return max(_POLL_S, _POLL_SHARE * waited_s)
