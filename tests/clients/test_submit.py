@@ -100,7 +100,31 @@ async def test_a_deadline_below_one_millisecond_is_still_a_deadline(client: Asyn
     assert entry.envelope.deadline_ms > 0
 
 
+async def test_jobs_that_tasks_submit_at_once_share_a_call(client: AsyncClient, service: HandService) -> None:
+    """Which spares a web service with a task for each request the calls, and the connections that they would take."""
+    await client.submit(Job(model=MODEL, input="x"))  # it asks about the model once
+    before = await calls_of_scripts(service)
+
+    receipts = await asyncio.gather(*(client.submit(Job(model=MODEL, input=n, id=f"job-{n}")) for n in range(100)))
+
+    assert [receipt.id for receipt in receipts] == [f"job-{n}" for n in range(100)]
+    assert await calls_of_scripts(service) - before == 1
+
+
+async def calls_of_scripts(service: HandService) -> int:
+    return int((await service.redis.info("commandstats"))["cmdstat_evalsha"]["calls"])
+
+
 # -- duplicates ---------------------------------------------------------------------------------------------
+
+
+async def test_an_id_that_two_tasks_submit_at_once_is_one_job(client: AsyncClient, service: HandService) -> None:
+    job = Job(model=MODEL, input="x", id="mine")
+
+    first, second = await asyncio.gather(client.submit(job), client.submit(job))
+
+    assert [first.outcome, second.outcome] == [SubmitOutcome.ACCEPTED, SubmitOutcome.DUPLICATE]
+    assert len(await service.take()) == 1
 
 
 async def test_an_id_that_waits_is_a_duplicate(client: AsyncClient, service: HandService) -> None:

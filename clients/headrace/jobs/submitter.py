@@ -13,6 +13,7 @@ from headrace import scripts
 from headrace.ids import new_token
 from headrace.inboxes.own_inbox import OwnInbox
 from headrace.jobs.refusal import raise_refusals, room_after_s
+from headrace.jobs.shared_calls import SharedCalls
 from headrace.messages.job import PRIORITIES, Job, Priority, Receipt, SubmitOutcome
 from headrace.messages.payload import pack_payload
 from headrace.models.shards import Shards, shard_of
@@ -43,6 +44,7 @@ class Submitter:
         self._redis = client
         self._shards = shards
         self._own_inbox = own_inbox
+        self._shared = SharedCalls(self._submit, most=scripts.MAX_JOBS)
 
     async def hand_over(self, jobs: Sequence[Job]) -> list[Receipt]:
         """Submit jobs and report the outcome of each, refusals included.
@@ -103,37 +105,43 @@ class Submitter:
                 yield key, places[start : start + scripts.MAX_JOBS]
 
     async def _call(self, call: _Call, envelopes: Sequence[_Envelope]) -> list[Receipt]:
-        """One call to the server; answers that come here are expected from before it on."""
-        model, priority, inbox, tenant, retry = call
+        """Hand jobs over that may share a call; answers that come here are expected from before it on."""
+        model, _, inbox, _, _ = call
         ids = [envelope[0] for envelope in envelopes]
         expected = self._own_inbox.expect(model, ids) if inbox == self._own_inbox.name else set()
         try:
-            outcomes = await scripts.submit(
-                self._redis,
-                model,
-                envelopes,
-                priority=PRIORITIES.index(priority),
-                token=new_token(),
-                inbox=inbox,
-                tenant=tenant,
-                retry=retry,
-            )
-            receipts = _receipts(call, ids, outcomes)
+            outcomes = await self._shared.outcomes(call, envelopes)
+            receipts = [Receipt(model, job_id, inbox, told) for job_id, told in zip(ids, outcomes, strict=True)]
             expected -= {receipt.id for receipt in receipts if receipt.outcome is SubmitOutcome.ACCEPTED}
         finally:
             self._own_inbox.withdraw(model, expected)
         return receipts
 
+    async def _submit(self, call: _Call, envelopes: Sequence[_Envelope]) -> list[SubmitOutcome]:
+        """One call to the server, and what became of its jobs."""
+        model, priority, inbox, tenant, retry = call
+        outcomes = await scripts.submit(
+            self._redis,
+            model,
+            envelopes,
+            priority=PRIORITIES.index(priority),
+            token=new_token(),
+            inbox=inbox,
+            tenant=tenant,
+            retry=retry,
+        )
+        return _once_each([envelope[0] for envelope in envelopes], outcomes)
 
-def _receipts(call: _Call, job_ids: Sequence[str], outcomes: Sequence[SubmitOutcome]) -> list[Receipt]:
-    """What became of the jobs of a call. The script takes an id that comes twice in it for a replay."""
-    receipts, accepted = list[Receipt](), set[str]()
+
+def _once_each(job_ids: Sequence[str], outcomes: Sequence[SubmitOutcome]) -> list[SubmitOutcome]:
+    """The outcomes, where the second of an id is a duplicate: the script takes it for a replay."""
+    accepted = set[str]()
+    told = []
     for job_id, outcome in zip(job_ids, outcomes, strict=True):
-        again = job_id in accepted
-        receipts.append(Receipt(call[0], job_id, call[2], SubmitOutcome.DUPLICATE if again else outcome))
+        told.append(SubmitOutcome.DUPLICATE if job_id in accepted else outcome)
         if outcome is SubmitOutcome.ACCEPTED:
             accepted.add(job_id)
-    return receipts
+    return told
 
 
 def _milliseconds(deadline_s: float | None) -> int:

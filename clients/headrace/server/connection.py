@@ -9,7 +9,7 @@ connection here. `commands` retries, and only ever carries replay-safe scripts a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, cast
 
 import redis.asyncio
@@ -98,6 +98,7 @@ def _connect(url: str, *, timeout_s: float, retries: int, node: _Node) -> redis.
         "socket_timeout": timeout_s,
         "socket_connect_timeout": _CONNECT_TIMEOUT_S,
         "retry": Retry(NoBackoff(), 0),
+        **_driver(),
     }
     kind: type[AbstractConnection] = UnixDomainSocketConnection if "path" in options else Connection
     if server.secure:
@@ -116,6 +117,17 @@ def _connect(url: str, *, timeout_s: float, retries: int, node: _Node) -> redis.
                 return ClusterClient(first, seeds=server.hosts, connect=connect, retries=retries)
     except (TypeError, ValueError):  # an option that no connection has
         raise unusable(url) from None
+
+
+@cache
+def _driver() -> dict[str, Any]:
+    """What every connection tells the server of its library: redis-py would read it from its package's metadata each
+    time anew, which takes longer than to connect."""
+    try:
+        from redis.driver_info import DriverInfo
+    except ImportError:  # redis-py has it from 7.2 on
+        return {}
+    return {"driver_info": DriverInfo()}
 
 
 def _pool(kind: type[AbstractConnection], options: dict[str, Any], *host: tuple[str, int]) -> ConnectionPool:
