@@ -27,7 +27,7 @@ from headrace.server.connection import execute, translated
 __all__ = ["ForeignSource", "OwnSource", "Source", "later"]
 
 _MOST_KEPT: Final = 256
-"""Entries that are kept for a consumer; at 30 chunks a second, some eight seconds."""
+"""Entries that are kept for a consumer; at twenty chunks a second, some twelve seconds."""
 _AT_ONCE: Final = 512
 
 

@@ -88,7 +88,7 @@ class DecoderEngine:
         max_tokens: int | None = None,
         slots: int = 32,
         kv_cache_bytes: int | None = None,
-        prefill_rows: int = 128,
+        prefill_rows: int = 112,
         prefix_cache: bool = True,
         overlong: Literal["error", "truncate"] = "error",
         kernels: Policy = "measured",

@@ -81,7 +81,7 @@ class EngineConfig(BaseModel):
     answers whole batches has none."""
     kv_cache_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 46)] | None = None
     """decoder: memory for keys and values at most; None: what the slots may need, a quarter of memory at most."""
-    prefill_rows: Annotated[int, Field(ge=1, le=1 << 16)] = 128
+    prefill_rows: Annotated[int, Field(ge=1, le=1 << 16)] = 112
     """decoder: tokens of one step at most: longer prompts go through in pieces, beside the others' next tokens."""
     prefix_cache: bool = True
     """decoder: compute prompts that begin alike once."""

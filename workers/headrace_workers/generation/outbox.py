@@ -1,8 +1,10 @@
 """Chunks and endings on their way to Redis: many of them a call, off the decode loop, in the order of each job.
 
-Within a flush the tokens of one choice become one chunk. The first token of a job leaves at once. While Redis is away
-what is on its way stays as it is, for nobody knows what of it was written, and what comes meanwhile is put together
-behind it; it is as much as the jobs that run may generate, and no more.
+Within a flush the tokens of one choice become one chunk. Chunks and flushes cost the same however much is in them, and
+replica, Redis and consumer take it from the cores that compute: so all jobs are written together, as seldom as readers
+of a text bear. The first token of a job is what somebody waits for, and so is an answer that is not streamed: what is
+there by then leaves with them. While Redis is away what is on its way stays as it is, for nobody knows what of it was
+written, and what comes meanwhile is put together behind it; it is as much as the jobs that run may generate.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from headrace_workers.replicas.batch_jobs import write_endings
 
 __all__ = ["Outbox", "merge"]
 
-_EVERY_S: Final = 0.03
-"""How long chunks are gathered."""
+_LONGEST_S: Final = 0.05
+"""How long chunks are gathered at most: nobody reads faster than twenty a second."""
+_SHORTEST_S: Final = 0.02
+"""How long at least, where jobs begin or end one upon the other."""
 _MOST_TOKENS: Final = 256
 """Of one chunk: with all that can be asked about each token, it stays below what one entry may hold."""
 
@@ -88,18 +92,25 @@ class Outbox:
         """A job is over: its ending follows its chunks."""
         self._ended.append(job)
         self._work.set()
+        if not job.streams:
+            self._urgent.set()
 
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
             await self._work.wait()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._flushed_s + _EVERY_S - time.monotonic()):
-                    await self._urgent.wait()
+            await self._gather()
             self._work.clear()
             self._urgent.clear()
             self._flushed_s = time.monotonic()
             await self._flush()
+
+    async def _gather(self) -> None:
+        """Wait until what there is should be written."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._flushed_s + _LONGEST_S - time.monotonic()):
+                await self._urgent.wait()
+                await asyncio.sleep(self._flushed_s + _SHORTEST_S - time.monotonic())
 
     async def _flush(self) -> None:
         streaming, self._open = list(self._open), {}

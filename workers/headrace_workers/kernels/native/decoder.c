@@ -12,6 +12,7 @@
 #if defined(__x86_64__)
 #include "decoder_attention.h"
 #include "meeting.h"
+#include "sharing.h"
 #include "vector.h"
 
 #include <omp.h>
@@ -21,11 +22,18 @@ enum { FEW_ROWS = 4 };
 /* Up to so many rows AMX is slower than VNNI, which waits for weights with more of them on their way. */
 enum { TOO_FEW_FOR_TILES = 2 };
 /* From so many rows a thread on, each thread takes rows of its own. */
-enum { OWN_ROWS = 64 };
+enum { OWN_ROWS = 48 };
 /* Rows that go through the feed-forward together: their middle stays in the second-level cache. */
 enum { ROWS_TOGETHER = 128 };
+/* Rows that are quantized together at least, where there are as many. */
+enum { FEWEST_TOGETHER = 64 };
 /* Rows of a sequence that are one unit of attention, where there are many. */
 enum { ATTENTION_ROWS = 32 };
+
+/* So many pieces of a product for each thread are enough to divide it evenly; fewer are cut once more by rows, */
+enum { PIECES = 8 };
+/* as long as each piece keeps so many lines of int8, which is what fetching its weights is worth. */
+enum { LEAST_LINES = 24 };
 
 /* What all threads of a pass see. */
 typedef struct {
@@ -34,6 +42,7 @@ typedef struct {
     int64_t rows, qkv_stride;
     int *missing;             /* whether some thread got no memory */
     hr_meeting *meeting;
+    hr_shared *shared;        /* for each product of a pass whose outputs are shared, for each block of its rows */
     float *x, *normed, *qkv, *delta, *wide, *gated, *last;
     int32_t *bests;           /* [wanted_rows, threads] */
     enum hr_isa isa;
@@ -45,8 +54,12 @@ typedef struct {
     int64_t t, n, first, last, base;
     int by_rows, few;
     float *x, *normed, *delta, *wide, *gated;
+    hr_shared *shared;        /* the next one: threads come to all of them in the same order */
     int failed;
 } worker;
+
+/* What is done with rows [row, row + rows) x outputs [first, last) of a product as soon as they are there. */
+typedef void (*tile_use)(worker *w, const hr_layer *layer, int64_t row, int64_t rows, int64_t first, int64_t last);
 
 /* Floats from row to row of a matrix between layers: an odd number of cache lines, so that rows do not share sets. */
 static int64_t stride_of(int64_t columns) { return (hr_round_up(columns, 16) / 16 | 1) * 16; }
@@ -63,24 +76,81 @@ static int64_t outputs_of(const hr_layer *layer) { return layer->few_bit ? layer
 
 static enum hr_isa isa_for(const worker *w, int64_t rows) { return rows <= TOO_FEW_FOR_TILES ? HR_VNNI : w->all->isa; }
 
-/* The outputs of a product of `rows` rows that are this thread's: as even a share as its kernel can be given. */
-static void share_of(const worker *w, const hr_layer *layer, int64_t rows, int64_t *first, int64_t *last) {
-    const int64_t unit = !layer->few_bit && isa_for(w, rows) == HR_AMX ? 32 : 64, outputs = outputs_of(layer);
-    const int64_t units = (outputs + unit - 1) / unit, t = w->by_rows ? 0 : w->t, n = w->by_rows ? 1 : w->n;
-    *first = units * t / n * unit;
-    *last = hr_min(units * (t + 1) / n * unit, outputs);
+/* A product on its way: y = layer(x), and what is done with its answers. */
+typedef struct {
+    const hr_layer *layer;
+    const float *x;
+    int64_t x_stride, rows;
+    float *y;
+    int64_t y_stride;
+    tile_use then;            /* NULL: nothing */
+} product;
+
+static void use_tile(worker *w, const product *p, int64_t row, int64_t rows, int64_t first, int64_t last) {
+    if (p->then) p->then(w, p->layer, row, rows, first, last);
 }
 
-/* This thread's share of y = layer(x). */
-static void multiply(worker *w, const hr_layer *layer, const float *x, int64_t x_stride, int64_t rows, float *y,
-                     int64_t y_stride) {
+/* All of it, on this thread. */
+static void multiply_alone(worker *w, const product *p) {
+    const int64_t outputs = outputs_of(p->layer);
+    w->failed |= p->layer->few_bit
+                     ? hr_affine_columns(&p->layer->affine, p->x, p->x_stride, p->rows, p->y, p->y_stride, 0, outputs)
+                     : hr_linear_rows(&p->layer->int8, p->x, p->x_stride, p->rows, p->y, p->y_stride, w->all->isa);
+    use_tile(w, p, 0, p->rows, 0, outputs);
+}
+
+/* This thread's part of a few-bit product: panels of outputs for all rows. */
+static void share_affine(worker *w, const product *p) {
+    const int64_t outputs = outputs_of(p->layer);
+    hr_shared *shared = w->shared++;
+    for (int64_t from, to; hr_take(shared, (outputs + 63) / 64, w->n, &from, &to);) {
+        const int64_t first = from * 64, last = hr_min(to * 64, outputs);
+        w->failed |= hr_affine_columns(&p->layer->affine, p->x, p->x_stride, p->rows, p->y, p->y_stride, first, last);
+        use_tile(w, p, 0, p->rows, first, last);
+    }
+}
+
+/* Into how many parts `rows` are cut for each column. */
+static int64_t parts_of(const worker *w, const hr_linear *layer, enum hr_isa isa, int64_t rows, int64_t columns) {
+    const int64_t lines = layer->fine ? 2 * rows : rows;
+    int64_t parts = 1;
+    while (isa == HR_VNNI && columns * parts < PIECES * w->n && lines >= 2 * LEAST_LINES * parts) parts *= 2;
+    return parts;
+}
+
+/* This thread's part of rows [row, row + rows) of an int8 product, which every thread quantizes for itself: that takes
+ * less time than to meet. */
+static void share_block(worker *w, const product *p, int64_t row, int64_t rows) {
+    const hr_linear *layer = &p->layer->int8;
     const enum hr_isa isa = isa_for(w, rows);
-    int64_t first, last;
-    share_of(w, layer, rows, &first, &last);
-    if (first >= last) return;
-    w->failed |= layer->few_bit
-                     ? hr_affine_columns(&layer->affine, x, x_stride, rows, y, y_stride, first, last)
-                     : hr_linear_columns(&layer->int8, x, x_stride, rows, y, y_stride, first, last, isa);
+    const int64_t unit = isa == HR_AMX ? 32 : 64, columns = (layer->outputs + unit - 1) / unit;
+    const int64_t parts = parts_of(w, layer, isa, rows, columns), step = hr_round_up((rows + parts - 1) / parts, 6);
+    hr_shared *shared = w->shared++;
+    hr_quantized q;
+    if (hr_quantize(layer, p->x + row * p->x_stride, p->x_stride, rows, isa, &q)) {
+        w->failed = -1;
+        return;
+    }
+    for (int64_t from, to; hr_take(shared, columns * parts, w->n, &from, &to);)
+        for (int64_t at = from, end; at < to; at = end) {
+            end = parts > 1 ? at + 1 : to;
+            const int64_t first = at / parts * unit, last = hr_min((end + parts - 1) / parts * unit, layer->outputs);
+            const int64_t top = hr_min(at % parts * step, rows), here = hr_min(step, rows - top);
+            hr_multiply(&q, top, here, first, last, p->y + (row + top) * p->y_stride, p->y_stride);
+            use_tile(w, p, row + top, here, first, last);
+        }
+}
+
+/* This thread's part of a product. */
+static void multiply(worker *w, const product *p) {
+    if (w->by_rows) {
+        multiply_alone(w, p);
+    } else if (p->layer->few_bit) {
+        share_affine(w, p);
+    } else {
+        const int64_t together = hr_rows_together(&p->layer->int8);
+        for (int64_t row = 0; row < p->rows; row += together) share_block(w, p, row, hr_min(together, p->rows - row));
+    }
 }
 
 /* out = x / rms(x) * weight, over n values. */
@@ -117,12 +187,10 @@ static void add_and_norm(worker *w, int64_t first, int64_t last, const float *we
     if (!w->few) meet(w);
 }
 
-/* gated = silu(gate) * up, for pairs of 16 columns that are this thread's. */
-HR_AVX512 static void gate(const worker *w, const hr_decoder_layer *layer, int64_t rows) {
-    const int64_t wide = stride_of(2 * layer->middle), narrow = stride_of(layer->middle);
-    int64_t first, last;
-    share_of(w, &layer->up, rows, &first, &last);
-    for (int64_t row = 0; row < rows; row++) {
+/* gated = silu(gate) * up, for pairs of 16 of the columns. */
+HR_AVX512 static void gate(worker *w, const hr_layer *up, int64_t row, int64_t rows, int64_t first, int64_t last) {
+    const int64_t outputs = outputs_of(up), wide = stride_of(outputs), narrow = stride_of(outputs / 2);
+    for (int64_t end = row + rows; row < end; row++) {
         const float *in = w->wide + row * wide;
         float *out = w->gated + row * narrow;
         for (int64_t j = first; j < last; j += 32)
@@ -248,14 +316,17 @@ static void after_attention(worker *w, const hr_decoder_layer *layer, int64_t fi
     const pass *p = w->all;
     const hr_decoder *m = p->model;
     const int64_t mine = w->by_rows ? first : w->first, mine_last = w->by_rows ? first + rows : w->last;
+    const int64_t wide = stride_of(2 * layer->middle), narrow = stride_of(layer->middle), width = m->width;
+    const product out = {&layer->out, p->qkv + first * p->qkv_stride, p->qkv_stride, rows, w->delta, width, NULL};
+    const product up = {&layer->up, w->normed + first * width, width, rows, w->wide, wide, gate};
+    const product down = {&layer->down, w->gated, narrow, rows, w->delta, width, NULL};
     w->base = first;
-    multiply(w, &layer->out, p->qkv + first * p->qkv_stride, p->qkv_stride, rows, w->delta, m->width);
+    multiply(w, &out);
     meet(w);
     add_and_norm(w, mine, mine_last, layer->feed_forward_norm);
-    multiply(w, &layer->up, w->normed + first * m->width, m->width, rows, w->wide, stride_of(2 * layer->middle));
-    gate(w, layer, rows);
+    multiply(w, &up);
     meet(w);
-    multiply(w, &layer->down, w->gated, stride_of(layer->middle), rows, w->delta, m->width);
+    multiply(w, &down);
     meet(w);
     add_and_norm(w, mine, mine_last, norm);
 }
@@ -263,8 +334,9 @@ static void after_attention(worker *w, const hr_decoder_layer *layer, int64_t fi
 static void run_layer(worker *w, const hr_decoder_layer *layer, const float *next_norm) {
     const pass *p = w->all;
     const int64_t width = p->model->width, first = w->by_rows ? w->first : 0, last = w->by_rows ? w->last : p->rows;
-    multiply(w, &layer->qkv, w->normed + first * width, width, last - first, p->qkv + first * p->qkv_stride,
-             p->qkv_stride);
+    const product qkv = {&layer->qkv, w->normed + first * width, width, last - first, p->qkv + first * p->qkv_stride,
+                         p->qkv_stride, NULL};
+    multiply(w, &qkv);
     meet(w);
     if (w->by_rows) attend_blocks(w, layer);
     else attend_sequences(w, layer);
@@ -292,26 +364,34 @@ HR_AVX512 static int32_t best_of(const float *values, int64_t first, int64_t las
     return -1;
 }
 
-/* Whether a is to be taken for larger than b, which comes before it. */
-static int beats(float a, float b) { return b == b && (a != a || a > b); }
+/* Which of two places of a row has what comes first: the first NaN, else the first of the largest. Negative: none. */
+static int32_t better(const float *row, int32_t a, int32_t b) {
+    if (a < 0 || b < 0) return a < 0 ? b : a;
+    const int a_odd = row[a] != row[a], b_odd = row[b] != row[b];
+    if (a_odd != b_odd) return a_odd ? a : b;
+    if (a_odd || row[a] == row[b]) return a < b ? a : b;
+    return row[a] > row[b] ? a : b;
+}
 
-/* The best token of each wanted row: every thread looks through the logits that it has just written. */
-static void find_best(worker *w) {
-    const pass *p = w->all;
-    const hr_decoder_step *step = p->step;
-    int64_t first, last;
-    share_of(w, &p->model->head, step->wanted_rows, &first, &last);
-    for (int64_t i = 0; i < step->wanted_rows; i++)
-        p->bests[i * w->n + w->t] = best_of(step->logits + i * step->logits_stride, first, last);
-    meet_all(w);
+/* This thread looks through the logits that it has just written. */
+static void note_best(worker *w, const hr_layer *head, int64_t row, int64_t rows, int64_t first, int64_t last) {
+    const hr_decoder_step *step = w->all->step;
+    (void)head;
+    for (int64_t i = row; i < row + rows; i++) {
+        const float *logits = step->logits + i * step->logits_stride;
+        int32_t *best = w->all->bests + i * w->n + w->t;
+        *best = better(logits, *best, best_of(logits, first, last));
+    }
+}
+
+/* The best token of each wanted row, of those that each thread has found. */
+static void find_best(const worker *w) {
+    const hr_decoder_step *step = w->all->step;
     for (int64_t i = w->t ? step->wanted_rows : 0; i < step->wanted_rows; i++) {
-        const float *row = step->logits + i * step->logits_stride;
-        int32_t best = -1;
-        for (int64_t t = 0; t < w->n; t++) {
-            const int32_t at = p->bests[i * w->n + t];
-            if (at >= 0 && (best < 0 || beats(row[at], row[best]))) best = at;
-        }
-        step->best[i] = best;
+        const int32_t *found = w->all->bests + i * w->n;
+        step->best[i] = found[0];
+        for (int64_t t = 1; t < w->n; t++)
+            step->best[i] = better(step->logits + i * step->logits_stride, step->best[i], found[t]);
     }
 }
 
@@ -320,12 +400,15 @@ static void run_head(worker *w) {
     const pass *p = w->all;
     const hr_decoder *m = p->model;
     const int64_t wanted = p->step->wanted_rows, first = wanted * w->t / w->n, last = wanted * (w->t + 1) / w->n;
+    const product logits = {&m->head, p->last, m->width, wanted, p->step->logits, p->step->logits_stride, note_best};
     meet_all(w);
     for (int64_t i = first; i < last; i++)
         __builtin_memcpy(p->last + i * m->width, w->normed + p->step->wanted[i] * m->width, (size_t)m->width * 4);
+    for (int64_t i = 0; i < wanted; i++) p->bests[i * w->n + w->t] = -1;
     meet_all(w);
     w->by_rows = 0;
-    multiply(w, &m->head, p->last, m->width, wanted, p->step->logits, p->step->logits_stride);
+    multiply(w, &logits);
+    meet_all(w);
 }
 
 /* Floats between buffers that start cache lines of their own. */
@@ -350,6 +433,7 @@ static int prepare(worker *w, const pass *p) {
     w->few = p->rows <= FEW_ROWS;
     w->first = w->few ? 0 : p->rows * w->t / w->n;
     w->last = w->few ? p->rows : p->rows * (w->t + 1) / w->n;
+    w->shared = p->shared;
     w->x = p->x, w->normed = p->normed, w->delta = p->delta, w->wide = p->wide, w->gated = p->gated;
     if (!w->few && !w->by_rows) return 0;
     const int64_t copies = room(p->rows, m->width), block = block_room(m, ROWS_TOGETHER);
@@ -377,6 +461,11 @@ static int run_worker(const pass *p) {
     return w.failed;
 }
 
+/* How many products, or blocks of their rows, a pass may share. */
+static int64_t shared_products(const hr_decoder *m, int64_t rows, int64_t wanted) {
+    return 4 * m->depth * ((rows + FEWEST_TOGETHER - 1) / FEWEST_TOGETHER) + (wanted + FEWEST_TOGETHER - 1) / FEWEST_TOGETHER;
+}
+
 /* Compute a step. Everything that `step` names must exist: nothing is checked here. Returns 0, or -1 when memory is
  * out, and then the pages of the step's rows hold nothing. */
 HR_EXPORT int hr_decoder_run(const hr_decoder *m, const hr_decoder_step *step, int isa, int threads) {
@@ -384,12 +473,15 @@ HR_EXPORT int hr_decoder_run(const hr_decoder *m, const hr_decoder_step *step, i
     const int64_t stride = stride_of(m->most_qkv), copies = room(rows, m->width);
     const int64_t wanted = room(step->wanted_rows, m->width), bests = room(step->wanted_rows, threads);
     const int64_t floats = 2 * copies + room(rows, stride) + wanted + bests + block_room(m, block);
-    float *memory = hr_scratch(HR_SLOT_STEP, (size_t)floats * sizeof *memory);
-    if (!memory) return -1;
+    const size_t counters = (size_t)shared_products(m, block, step->wanted_rows) * sizeof(hr_shared);
+    hr_shared *shared = hr_scratch(HR_SLOT_STEP, counters + (size_t)floats * sizeof(float));
+    if (!shared) return -1;
+    float *memory = (float *)((char *)shared + counters);
+    __builtin_memset(shared, 0, counters);
     int failed = 0, missing = 0;
     hr_meeting meeting = {0};
     pass p = {.model = m, .step = step, .rows = rows, .qkv_stride = stride, .missing = &missing,
-              .meeting = &meeting, .isa = (enum hr_isa)isa};
+              .meeting = &meeting, .shared = shared, .isa = (enum hr_isa)isa};
     p.x = memory;
     p.normed = p.x + copies;
     p.qkv = p.normed + copies;

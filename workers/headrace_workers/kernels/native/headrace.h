@@ -133,9 +133,24 @@ int hr_linear_run(const hr_linear *layer, const float *x, int64_t x_stride, int6
                   int isa, int threads);
 int hr_attention_run(const hr_attention *attention, int threads);
 
+/* Rows as their layer multiplies them, in the calling thread's scratch memory until it quantizes others. */
+typedef struct {
+    const hr_linear *layer;
+    const uint8_t *codes;
+    const float *scales;
+    enum hr_isa isa;
+} hr_quantized;
+
+/* How many rows are quantized at a time at most. */
+int64_t hr_rows_together(const hr_linear *layer);
+int hr_quantize(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, enum hr_isa isa,
+                hr_quantized *out);
+
+/* Outputs [first, last) of rows [row, row + rows) of what was quantized, to `y`, where that row's outputs begin. On the
+ * calling thread; `first` is a multiple of 64, or of 32 for AMX, which wants multiples of 16 for `row`. */
+void hr_multiply(const hr_quantized *q, int64_t row, int64_t rows, int64_t first, int64_t last, float *y,
+                 int64_t y_stride);
 /* Outputs [first, last) of a layer for all rows, on the calling thread; `first` is a multiple of 64. */
-int hr_linear_columns(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y,
-                      int64_t y_stride, int64_t first, int64_t last, enum hr_isa isa);
 int hr_affine_columns(const hr_affine *layer, const float *x, int64_t x_stride, int64_t rows, float *y,
                       int64_t y_stride, int64_t first, int64_t last);
 

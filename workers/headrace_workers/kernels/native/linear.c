@@ -376,40 +376,59 @@ HR_AVX512 static float quantized(const hr_linear *layer, const float *x, int64_t
                        : quantize_row(x, layer->inputs, kp, out, flip);
 }
 
+int64_t hr_rows_together(const hr_linear *layer) { return layer->fine ? ROW_BLOCK / 2 : ROW_BLOCK; }
+
+HR_AVX512 int hr_quantize(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, enum hr_isa isa,
+                          hr_quantized *out) {
+    const int64_t kp = hr_round_up(layer->inputs, 64), lines = layer->fine ? 2 : 1;
+    const int64_t most = hr_round_up(lines * rows, 32);
+    uint8_t *q = hr_scratch(HR_SLOT_QUANTIZED, (size_t)(most * kp + ROW_BLOCK * 4));
+    if (!q) return -1;
+    float *scales = (float *)(q + most * kp);
+    const __m512i flip = _mm512_set1_epi8(isa == HR_AMX ? 0 : -128);
+    for (int64_t i = 0; i < rows; i++) scales[i] = quantized(layer, x + i * x_stride, kp, q + i * lines * kp, flip);
+    *out = (hr_quantized){layer, q, scales, isa};
+    return 0;
+}
+
+/* Rows [row, row + rows) x columns [first, last) of what was quantized; AMX's tiles are configured. */
+static void multiply_rows(const hr_quantized *q, int64_t row, int64_t rows, int64_t first, int64_t last, float *y,
+                          int64_t y_stride, int past_caches) {
+    const int64_t kp = hr_round_up(q->layer->inputs, 64), lines = q->layer->fine ? 2 : 1;
+    const product p = {q->layer, q->codes + row * lines * kp, q->scales + row, rows * lines, kp, first, last, y,
+                       y_stride, past_caches};
+    if (q->isa == HR_AMX) multiply_amx(&p);
+    else multiply_vnni(&p);
+}
+
+void hr_multiply(const hr_quantized *q, int64_t row, int64_t rows, int64_t first, int64_t last, float *y,
+                 int64_t y_stride) {
+    if (q->isa == HR_AMX) configure_tiles();
+    multiply_rows(q, row, rows, first, last, y, y_stride, 0);
+    if (q->isa == HR_AMX) release_tiles();
+}
+
 /* Columns [first, last) of the layer for all rows of a batch, on the calling thread. */
 HR_AVX512 static int run_batch(const hr_linear *layer, const batch *b, int64_t first, int64_t last, enum hr_isa isa,
                                int past_caches) {
-    const int64_t kp = hr_round_up(layer->inputs, 64), lines = layer->fine ? 2 : 1, together = ROW_BLOCK / lines;
-    const int64_t most = hr_round_up(hr_min(lines * b->rows, ROW_BLOCK), 32);
-    uint8_t *q = hr_scratch(HR_SLOT_QUANTIZED, (size_t)(most * kp + ROW_BLOCK * 4));
-    if (!q) return -1;
-    float *row_scale = (float *)(q + most * kp);
-    const __m512i flip = _mm512_set1_epi8(isa == HR_AMX ? 0 : -128);
+    const int64_t together = hr_rows_together(layer);
+    int failed = 0;
     if (isa == HR_AMX) configure_tiles();
-    for (int64_t row = 0; row < b->rows; row += together) {
+    for (int64_t row = 0; row < b->rows && !failed; row += together) {
         const int64_t here = hr_min(b->rows - row, together);
-        for (int64_t i = 0; i < here; i++)
-            row_scale[i] = quantized(layer, b->x + (row + i) * b->x_stride, kp, q + i * lines * kp, flip);
-        product p = {layer, q, row_scale, here * lines, kp, first, last, b->y + row * b->y_stride, b->y_stride,
-                     past_caches};
-        if (isa == HR_AMX) multiply_amx(&p);
-        else multiply_vnni(&p);
+        hr_quantized q;
+        failed = hr_quantize(layer, b->x + row * b->x_stride, b->x_stride, here, isa, &q);
+        if (!failed) multiply_rows(&q, 0, here, first, last, b->y + row * b->y_stride, b->y_stride, past_caches);
     }
     if (isa == HR_AMX) release_tiles();
     if (past_caches) _mm_sfence();
-    return 0;
+    return failed;
 }
 
 int hr_linear_rows(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t y_stride,
                    enum hr_isa isa) {
     const batch all = {x, x_stride, rows, y, y_stride};
     return run_batch(layer, &all, 0, layer->outputs, isa, 0);
-}
-
-int hr_linear_columns(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, float *y,
-                      int64_t y_stride, int64_t first, int64_t last, enum hr_isa isa) {
-    const batch all = {x, x_stride, rows, y, y_stride};
-    return first < last ? run_batch(layer, &all, first, last, isa, 0) : 0;
 }
 
 /* Whether every 16 answers are a cache line of their own, and there are too many of them to keep. */
