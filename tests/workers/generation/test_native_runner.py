@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ from headrace_workers.kernels.selection import KernelTable
 from headrace_workers.models.loading import load_model
 from headrace_workers.models.source import find_source
 from headrace_workers.models.tokenizer import load_tokenizer
+from support.waiting import eventually_sync
 
 SIZES: dict[str, Any] = {
     "vocab_size": 1100,
@@ -276,6 +280,43 @@ def test_a_row_that_is_no_number_is_not_taken_for_a_good_one(threads: Callable[[
     logits = runner.run(step([(some_text(5), 5)]))
     assert logits.isnan().any()
     assert runner.best == [int(row.numpy().argmax()) for row in logits]
+
+
+def allowed_cores() -> list[set[int]]:
+    """Where each thread of this process may run."""
+    cores = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):  # it has just ended
+            cores.append(os.sched_getaffinity(int(task.name)))
+    return cores
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_step_leaves_its_threads_where_they_were(threads: Callable[[int], None], count: int) -> None:
+    """What its caller starts afterwards may run on all cores."""
+    threads(count)
+    before = os.sched_getaffinity(0)
+    runner_of(in_int8(made("llama"))).run(step([(some_text(70), 70)]))
+    assert all(cores == before for cores in allowed_cores())
+
+
+def test_a_step_with_all_cores_keeps_each_thread_to_one(threads: Callable[[int], None]) -> None:
+    """Else a neighbour who wakes may push two of them together, and they wait for each other."""
+    cores = os.sched_getaffinity(0)
+    threads(len(cores))
+    runner, over = runner_of(in_int8(made("llama"))), threading.Event()
+
+    def steps() -> None:
+        while not over.is_set():
+            runner.run(step([(some_text(70), 70)]))
+
+    running = threading.Thread(target=steps)
+    running.start()
+    try:
+        eventually_sync(lambda: {frozenset({core}) for core in cores} <= {frozenset(held) for held in allowed_cores()})
+    finally:
+        over.set()
+        running.join()
 
 
 def test_only_wanted_rows_are_answered() -> None:

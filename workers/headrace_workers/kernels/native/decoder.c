@@ -5,6 +5,7 @@
  * answer is computed in one order that depends on its position alone, so it is the same bits alone and in company, in
  * a prompt however cut, and on however many threads.
  */
+#define _GNU_SOURCE /* for placing.h */
 #include "headrace.h"
 
 #include <stdint.h>
@@ -12,6 +13,7 @@
 #if defined(__x86_64__)
 #include "decoder_attention.h"
 #include "meeting.h"
+#include "placing.h"
 #include "sharing.h"
 #include "vector.h"
 
@@ -444,21 +446,27 @@ static int prepare(worker *w, const pass *p) {
     return 0;
 }
 
+static void run_layers(worker *w) {
+    const hr_decoder *m = w->all->model;
+    embed(w, m->layers[0].attention_norm);
+    for (int64_t i = 0; i < m->depth; i++)
+        run_layer(w, m->layers + i, i + 1 < m->depth ? m->layers[i + 1].attention_norm : m->final_norm);
+    run_head(w);
+    find_best(w);
+}
+
 static int run_worker(const pass *p) {
-    const hr_decoder *m = p->model;
     worker w = {.all = p};
+    hr_place place;
+    hr_take_place(&place, omp_get_thread_num(), omp_get_num_threads());
     const int missing = prepare(&w, p);
     /* all leave together: who stays behind would wait at a barrier for ever */
 #pragma omp atomic
     *p->missing |= missing;
     meet_all(&w);
-    if (*p->missing) return -1;
-    embed(&w, m->layers[0].attention_norm);
-    for (int64_t i = 0; i < m->depth; i++)
-        run_layer(&w, m->layers + i, i + 1 < m->depth ? m->layers[i + 1].attention_norm : m->final_norm);
-    run_head(&w);
-    find_best(&w);
-    return w.failed;
+    if (!*p->missing) run_layers(&w);
+    hr_leave_place(&place);
+    return *p->missing ? -1 : w.failed;
 }
 
 /* How many products, or blocks of their rows, a pass may share. */
