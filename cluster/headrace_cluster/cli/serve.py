@@ -82,8 +82,8 @@ def serve(
             running.enter_context(service)
         except ConnectionError as error:
             raise CommandError(str(error), code="ray_unavailable", hint=_RAY_HINT, status=Exit.UNAVAILABLE) from None
-        _announce(output, service, list(checked.models))
         with suppress(KeyboardInterrupt):
+            _announce(output, service, list(checked.models))  # whoever reads that it is ready may stop it at once
             threading.Event().wait()
         say("stopping: what is in hand is finished first")
     output.note("stopped")
