@@ -27,8 +27,8 @@ enum { TOO_FEW_FOR_TILES = 2 };
 enum { OWN_ROWS = 48 };
 /* Rows that go through the feed-forward together: their middle stays in the second-level cache. */
 enum { ROWS_TOGETHER = 128 };
-/* Rows that are quantized together at least, where there are as many. */
-enum { FEWEST_TOGETHER = 64 };
+/* Rows of any layer that are quantized together at least, where there are as many. */
+enum { FEWEST_TOGETHER = HR_LINES_TOGETHER / 2 };
 /* Rows of a sequence that are one unit of attention, where there are many. */
 enum { ATTENTION_ROWS = 32 };
 

@@ -141,7 +141,9 @@ typedef struct {
     enum hr_isa isa;
 } hr_quantized;
 
-/* How many rows are quantized at a time at most. */
+/* Lines of int8 that are quantized at a time: they stay in the second-level cache beside the weights. */
+enum { HR_LINES_TOGETHER = 128 };
+/* How many rows that is; half as many for a layer of two lines a row. */
 int64_t hr_rows_together(const hr_linear *layer);
 int hr_quantize(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, enum hr_isa isa,
                 hr_quantized *out);

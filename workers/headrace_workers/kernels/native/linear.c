@@ -29,8 +29,6 @@ HR_EXPORT void hr_pack(const int8_t *weight, int64_t outputs, int64_t inputs, in
 
 #include <omp.h>
 
-/* Rows quantized at a time: small enough to stay in the second-level cache beside the weights. */
-enum { ROW_BLOCK = 128 };
 /* Below this many multiplications a second thread costs more than it brings. */
 enum { WORTH_A_THREAD = 1 << 21 };
 /* How many times finer the steps of a row's second line are: what rounding leaves is at most half a step. */
@@ -376,13 +374,13 @@ HR_AVX512 static float quantized(const hr_linear *layer, const float *x, int64_t
                        : quantize_row(x, layer->inputs, kp, out, flip);
 }
 
-int64_t hr_rows_together(const hr_linear *layer) { return layer->fine ? ROW_BLOCK / 2 : ROW_BLOCK; }
+int64_t hr_rows_together(const hr_linear *layer) { return layer->fine ? HR_LINES_TOGETHER / 2 : HR_LINES_TOGETHER; }
 
 HR_AVX512 int hr_quantize(const hr_linear *layer, const float *x, int64_t x_stride, int64_t rows, enum hr_isa isa,
                           hr_quantized *out) {
     const int64_t kp = hr_round_up(layer->inputs, 64), lines = layer->fine ? 2 : 1;
     const int64_t most = hr_round_up(lines * rows, 32);
-    uint8_t *q = hr_scratch(HR_SLOT_QUANTIZED, (size_t)(most * kp + ROW_BLOCK * 4));
+    uint8_t *q = hr_scratch(HR_SLOT_QUANTIZED, (size_t)(most * kp + HR_LINES_TOGETHER * 4));
     if (!q) return -1;
     float *scales = (float *)(q + most * kp);
     const __m512i flip = _mm512_set1_epi8(isa == HR_AMX ? 0 : -128);
